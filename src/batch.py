@@ -1,0 +1,197 @@
+"""The typed objects that flow between data, models, metrics and search.
+
+This module sits below both `src.data` and `src.models`, so that neither needs to import the other.
+
+Shape suffixes: B batch, L tokens, T frames, C channels, H height, W width, D features, E experts,
+N any number of items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+
+
+def _map_tensors(value: object, apply: Callable[[Tensor], Tensor]) -> object:
+    if isinstance(value, Tensor):
+        return apply(value)
+    if isinstance(value, Mapping):
+        return {key: _map_tensors(item, apply) for key, item in value.items()}
+    if isinstance(value, _Tensors):
+        return value.map(apply)
+    return value
+
+
+class _Tensors:
+    """Shared behaviour of the frozen dataclasses below: move, pin, transform every tensor."""
+
+    def map(self, apply: Callable[[Tensor], Tensor]) -> Self:
+        """Return a copy with `apply` called on every tensor, however deep."""
+        changes = {f.name: _map_tensors(getattr(self, f.name), apply) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **changes)  # type: ignore[type-var]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        return self.map(Tensor.pin_memory)
+
+
+@dataclass(frozen=True)
+class TextBatch(_Tensors):
+    """Tokenised captions.
+
+    Attributes:
+        tokens_BL: int64 token ids, padded to the longest caption of the batch: L differs between batches, so a
+            model that returns one vector per token pads it to a length of its own.
+        mask_BL: bool, True on real tokens.
+        ids: int64 (B,), position of each caption in its split's caption list.
+        video_ids: int64 (B,), position of the video that each caption describes in the split's video list.
+    """
+
+    tokens_BL: Tensor
+    mask_BL: Tensor
+    ids: Tensor
+    video_ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class VideoBatch(_Tensors):
+    """Videos as frames, as expert features, or both.
+
+    Attributes:
+        ids: int64 (B,), position of each video in its split's video list.
+        frames_BTCHW: uint8 RGB (the model normalises on its own device) or float, already normalised;
+            None for feature-only data.
+        mask_BT: bool, True on real frames; padded frames are zeros. None for feature-only data.
+        features: expert name -> x_BTD (or x_BD when the expert is one vector a video).
+        feature_masks: expert name -> bool mask_BT of the temporal experts.
+        present_BE: bool, whether the video has the expert; columns in the order of `features`.
+            A missing expert is said here, never by zeros alone.
+    """
+
+    ids: Tensor
+    frames_BTCHW: Tensor | None = None
+    mask_BT: Tensor | None = None
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    feature_masks: Mapping[str, Tensor] = field(default_factory=dict)
+    present_BE: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class PairBatch(_Tensors):
+    """A training batch: row i of `text` describes row i of `video`."""
+
+    text: TextBatch
+    video: VideoBatch
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+@dataclass(frozen=True)
+class Embedding(_Tensors):
+    """What an encoder returns: named tensors whose first dimension is the item, plus the items' ids.
+
+    `similarity` is a pure function of two of these, so they can be cut, concatenated, gathered over
+    processes, stored and indexed without knowing the model.
+    """
+
+    ids: Tensor
+    parts: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: slice | Tensor) -> Self:
+        return self.map(lambda tensor: tensor[index])
+
+    @classmethod
+    def cat(cls, pieces: Sequence[Self]) -> Self:
+        """Concatenate along the item dimension; all pieces hold the same parts."""
+        first = pieces[0]
+        tensors = {
+            f.name: torch.cat([getattr(p, f.name) for p in pieces])
+            for f in fields(first)
+            if isinstance(getattr(first, f.name), Tensor)
+        }
+        parts = {name: torch.cat([p.parts[name] for p in pieces]) for name in first.parts}
+        return replace(first, parts=parts, **tensors)
+
+
+@dataclass(frozen=True)
+class TextEmbedding(Embedding):
+    """Encoded captions; `video_ids` (N,) int64 names the video that each caption describes."""
+
+    video_ids: Tensor = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class VideoEmbedding(Embedding):
+    """Encoded videos."""
+
+
+def positives_mask(text: TextEmbedding, video: VideoEmbedding) -> Tensor:
+    """bool (N_text, N_video): True where the caption describes the video."""
+    return text.video_ids[:, None] == video.ids[None, :]
+
+
+class Tokenizer(Protocol):
+    """Captions to ids. Picklable: it travels to the loader's workers."""
+
+    def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return int64 tokens_NL and bool mask_NL (True on real tokens)."""
+        ...
+
+
+FrameSampling = Literal["uniform", "clip2video", "clip4clip", "frozen"]
+
+
+@dataclass(frozen=True)
+class FrameSpec:
+    """The frames that a model asks for.
+
+    Attributes:
+        num_frames: most frames per video (T); shorter videos are padded and masked.
+        image_size: side of the square crop, pixels.
+        sampling: rule that picks the frame indices (`src.data.sampling` documents each).
+        framerate: frames per second (clip4clip) or stride (clip2video) of the first pass; see the rule.
+        position: which part of a long clip4clip list survives: 0 head, 1 tail, 2 uniform.
+        resize: "crop" = short side to image_size (bicubic, antialiased) and centre crop (CLIP);
+            "squash" = both sides to image_size (TextVR).
+    """
+
+    num_frames: int
+    image_size: int
+    sampling: FrameSampling = "uniform"
+    framerate: int = 1
+    position: Literal[0, 1, 2] = 2
+    resize: Literal["crop", "squash"] = "crop"
+
+
+@dataclass(frozen=True)
+class ExpertSpec:
+    """One feature expert: its name, its dimension, and whether it has a time axis."""
+
+    name: str
+    dim: int
+    temporal: bool = False
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a model needs from the data; the only thing a DataModule learns of the model."""
+
+    tokenizer: Tokenizer
+    frames: FrameSpec | None = None
+    experts: tuple[ExpertSpec, ...] = ()

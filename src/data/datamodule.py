@@ -1,0 +1,348 @@
+"""Base of every benchmark: annotation + split + the model's input spec -> loaders of typed batches."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from src.batch import InputSpec, PairBatch, TextBatch, VideoBatch
+from src.data.annotation import Annotation, VideoRecord
+from src.data.datasets import (
+    CacheMode,
+    CaptionCollate,
+    CaptionItems,
+    CaptionTokens,
+    FrameSource,
+    PairCollate,
+    TrainPairs,
+    TrainSamples,
+    VideoCollate,
+    VideoItems,
+    use_one_thread,
+)
+from src.data.samplers import ShardBatchSampler, TrainBatchSampler
+from src.data.splits import AppliedSplit, SplitPart, SplitSpec, apply_split
+from src.data.video import Backend, Problem, read_problems
+from src.errors import UserError
+
+logger = logging.getLogger(__name__)
+BatchT = TypeVar("BatchT")
+
+
+class BatchLoader(DataLoader[Any], Generic[BatchT]):
+    """A loader that never yields a batch in which nothing was readable, and can go on in mid-epoch.
+
+    A checkpoint of the trainer holds `state_dict()`; a resumed epoch starts after the batches already trained on.
+
+    Args:
+        dataset: map-style data set.
+        keep_length: yield as many batches as announced, by repeating the last good one in place of an unreadable
+            one: processes that train together must take the same number of steps, and schedules count them.
+            Otherwise (evaluation) an unreadable batch is left out.
+        options: as for `DataLoader`.
+    """
+
+    def __init__(self, dataset: Dataset[Any], *, keep_length: bool = False, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self.keep_length = keep_length
+        self._yielded = 0
+        self._resume_at = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Number of batches that the current epoch has given; the epoch itself is the trainer's."""
+        return {"batches": self._yielded}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Start the next iteration after the batches of `state`; a finished epoch starts anew."""
+        self._resume_at = state["batches"] % max(len(self), 1)
+
+    def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]
+        if isinstance(self.batch_sampler, TrainBatchSampler):
+            self.batch_sampler.start = self._resume_at
+        self._yielded, self._resume_at = self._resume_at, 0
+        for batch in self._readable():
+            self._yielded += 1
+            yield batch
+
+    def _readable(self) -> Iterator[BatchT]:
+        good: BatchT | None = None
+        owed = 0
+        for batch in super().__iter__():
+            if batch is not None:
+                good = batch
+                yield good
+            if not self.keep_length:
+                continue
+            owed += batch is None
+            while good is not None and owed:
+                owed -= 1
+                yield good
+        if owed:
+            raise UserError("no training video could be read; run task=check_data to see the reasons")
+
+
+@dataclass(eq=False, kw_only=True, repr=False)
+class RetrievalDataModule(LightningDataModule, ABC):
+    """Loaders of one benchmark under one split; a benchmark adds its paths and `read`.
+
+    Attributes:
+        name: data set name in reports and run folders.
+        split: the split to apply; from `conf/split`.
+        inputs: what the model needs; from the model.
+        seed: seed of the sample order, the caption choice and the frame jitter.
+        problems_file: unreadable videos are appended here, by every worker; None = not kept.
+        batch_size: training samples per step, over all processes: the same command trains the same way on 1 or 4
+            devices. Must be a multiple of the number of processes.
+        eval_batch_size: videos (or captions) per evaluation batch.
+        num_workers: loader processes; 0 loads in the main process.
+        backend: video decoder; auto = decord where it is installed, else pyav.
+        timeout_s: time limit for decoding one file, seconds; 0 = none.
+        cache: none = decode each time; memory = keep decoded frames (small data, num_workers=0, no jitter);
+            disk = read the frames that `task=prepare` wrote to `cache_dir`.
+        cache_dir: folder of the disk cache.
+        train_samples: all_captions = each caption is a sample; one_per_video = each video is a sample with a
+            random one of its captions.
+        unique_videos_in_batch: no training batch (over all processes) holds two captions of one video.
+        keep_groups_together: videos of one group (hard negatives) meet in the same training batch.
+    """
+
+    name: str
+    split: SplitSpec
+    inputs: InputSpec
+    seed: int = 0
+    problems_file: Path | None = None
+    batch_size: int = 32
+    eval_batch_size: int = 32
+    num_workers: int = 0
+    backend: Backend = "auto"
+    timeout_s: float = 30.0
+    cache: CacheMode = "none"
+    cache_dir: str | None = None
+    train_samples: TrainSamples = "all_captions"
+    unique_videos_in_batch: bool = False
+    keep_groups_together: bool = False
+    val_part: Literal["val", "test"] = field(default="val", init=False)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        # Evaluation shards are not padded: a process may have none of a very small part.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self._tokens: dict[str, CaptionTokens] = {}
+        self._used_parts: set[str] = set()
+        if self.cache == "memory" and self.num_workers:
+            raise UserError(
+                f"dataset.cache=memory with dataset.num_workers={self.num_workers} would keep a copy per worker; "
+                "set dataset.num_workers=0 or dataset.cache=disk"
+            )
+        if self.cache == "disk" and self.cache_dir is None:
+            raise UserError(
+                "dataset.cache=disk needs a folder; set dataset.cache_dir=FOLDER and fill it by task=prepare"
+            )
+        if self.eval_batch_size < 1:
+            raise UserError(f"dataset.eval_batch_size={self.eval_batch_size}, expected a positive number")
+
+    @abstractmethod
+    def read(self) -> Annotation:
+        """Read the annotation files.
+
+        Raises:
+            UserError: a file is missing or malformed; the message says what to put where.
+        """
+
+    @cached_property
+    def annotation(self) -> Annotation:
+        """What `read` returned, checked."""
+        annotation = self.read()
+        annotation.check(f"data set {self.name!r}")
+        return annotation
+
+    @cached_property
+    def applied(self) -> AppliedSplit:
+        """The split's parts and what was left out of them."""
+        needs_files = self.inputs.frames is not None
+        return apply_split(self.split, self.annotation, available=self.is_available if needs_files else None)
+
+    @cached_property
+    def source(self) -> FrameSource:
+        """Where frames come from; shared by all loaders of this process."""
+        return FrameSource(
+            self.inputs.frames,
+            backend=self.backend,
+            timeout_s=self.timeout_s,
+            cache=self.cache,
+            cache_dir=Path(self.cache_dir) if self.cache_dir else None,
+            problems_file=self.problems_file,
+        )
+
+    def is_available(self, video: VideoRecord) -> bool:
+        """Whether the video's file, or its frames in the disk cache, are at hand."""
+        return (video.path is not None and video.path.is_file()) or self.source.has_cached(video)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and split, and check that frames can be had at all; repeated calls cost nothing."""
+        self.source.check()
+        _ = self.applied
+
+    def part(self, name: str) -> SplitPart:
+        """One part of the split.
+
+        Raises:
+            UserError: the split has no such part, or nothing of it can be used.
+        """
+        self._used_parts.add(name)
+        return self.applied.part(name)
+
+    def select_on(self, part: Literal["val", "test"]) -> None:
+        """Make `val_dataloader` read this part; the test part when a split without val is selected on test."""
+        self.val_part = part
+
+    def batches_per_epoch(self, world_size: int | None = None) -> int:
+        """Training steps of one epoch; each step is `batch_size` samples over all processes."""
+        return len(self._train_sampler(0, world_size or self._rank_and_world_size()[1]))
+
+    def train_dataloader(self) -> BatchLoader[PairBatch]:
+        """Loader of `PairBatch`; its order depends on (seed, epoch) only."""
+        part = self.part("train")
+        sampler = self._train_sampler(*self._rank_and_world_size())
+        used, total = len(sampler) * self.batch_size, len(sampler.videos)
+        if total - used > max(self.batch_size, total // 20):
+            logger.info(
+                "an epoch trains on %d of %d samples, others each time: videos with many captions cannot fill batches "
+                "of %d distinct videos (unique_videos_in_batch)",
+                used,
+                total,
+                self.batch_size,
+            )
+        return BatchLoader(
+            TrainPairs(part, self.source, self.seed, self.train_samples),
+            batch_sampler=sampler,
+            collate_fn=PairCollate(VideoCollate(self.inputs), CaptionCollate(part, self._tokens_of(part))),
+            keep_length=True,
+            **self._worker_options(sampler.batch_size),
+        )
+
+    def val_dataloader(self) -> list[BatchLoader[Any]]:
+        """[videos, captions] of the part that `select_on` chose (val)."""
+        return self.eval_dataloaders(self.val_part)
+
+    def test_dataloader(self) -> list[BatchLoader[Any]]:
+        """[videos, captions] of the test part."""
+        return self.eval_dataloaders("test")
+
+    def eval_dataloaders(self, name: str) -> list[BatchLoader[Any]]:
+        """[loader of `VideoBatch`, loader of `TextBatch`] of a part; each process has its own share, unpadded."""
+        part = self.part(name)
+        rank, world_size = self._rank_and_world_size()
+        videos: BatchLoader[VideoBatch] = BatchLoader(
+            VideoItems(part, self.source),
+            batch_sampler=ShardBatchSampler(len(part.videos), self.eval_batch_size, rank, world_size),
+            collate_fn=VideoCollate(self.inputs),
+            **self._worker_options(self.eval_batch_size),
+        )
+        # Captions are tokenised already: workers would only copy integers.
+        captions: BatchLoader[TextBatch] = BatchLoader(
+            CaptionItems(part),
+            batch_sampler=ShardBatchSampler(len(part.captions), self.eval_batch_size, rank, world_size),
+            collate_fn=CaptionCollate(part, self._tokens_of(part)),
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        return [videos, captions]
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What is missing from the parts asked for, each once: left out by the split, or unreadable in any process."""
+        found = [
+            Problem(item.video_id, item.detail, f"{item.kind} ({item.part} part)")
+            for item in self.applied.excluded
+            if item.part in self._used_parts
+        ]
+        found += self.source.problems.values()
+        if self.problems_file is not None:
+            found += read_problems(self.problems_file)
+        return list(dict.fromkeys(found))
+
+    def describe(self, part: str = "test") -> dict[str, Any]:
+        """Protocol facts of one part: what a number in a table depends on besides the model."""
+        chosen = self.part(part)
+        per_video = chosen.captions_per_video()
+        same = len(set(per_video)) == 1
+        return {
+            "dataset": self.name,
+            "split": self.split.name,
+            "subset": self.split.subset,
+            "part": part,
+            "num_videos": len(chosen.videos),
+            "num_captions": len(chosen.captions),
+            "captions_per_video": per_video[0] if same else round(len(chosen.captions) / max(len(per_video), 1), 2),
+            "caption_policy": self.split.captions.get(part, "all"),
+            "val_holdout": self.split.val_holdout,
+            "excluded": self.applied.excluded_counts(part),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to save: the order of an epoch follows from (seed, epoch)."""
+        return {}
+
+    def _train_sampler(self, rank: int, world_size: int) -> TrainBatchSampler:
+        if self.batch_size % world_size:
+            raise UserError(
+                f"dataset.batch_size={self.batch_size} cannot be divided among {world_size} processes; "
+                f"set dataset.batch_size={max(1, self.batch_size // world_size) * world_size}"
+            )
+        part = self.part("train")
+        videos = TrainPairs(part, self.source, self.seed, self.train_samples).sample_videos()
+        return TrainBatchSampler(
+            videos,
+            self.batch_size // world_size,
+            self.seed,
+            rank=rank,
+            world_size=world_size,
+            unique_videos=self.unique_videos_in_batch,
+            groups=[part.videos[video].group for video in videos] if self.keep_groups_together else None,
+        )
+
+    def _tokens_of(self, part: SplitPart) -> CaptionTokens:
+        if part.name not in self._tokens:
+            self._tokens[part.name] = CaptionTokens([caption.text for caption in part.captions], self.inputs.tokenizer)
+        return self._tokens[part.name]
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
+
+    def _worker_options(self, batch_size: int) -> dict[str, Any]:
+        # The loader's own generator: drawing worker seeds must not move torch's global one, or a resumed run
+        # would see other random numbers than an uninterrupted one.
+        options: dict[str, Any] = {
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+        if not self.num_workers:
+            return options
+        # Forking a process that has decoder or pin-memory threads can dead-lock.
+        context = multiprocessing.get_context(
+            "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        )
+        # The server imports once what every worker needs; workers then start in an instant.
+        context.set_forkserver_preload([FrameSource.__module__])
+        return options | {
+            "multiprocessing_context": context,
+            "persistent_workers": True,
+            "worker_init_fn": use_one_thread,
+            # Turns a hang into an error; no sooner than a batch of files that all reach their time limit.
+            "timeout": 60 + self.timeout_s * batch_size if self.timeout_s else 0,
+        }

@@ -1,0 +1,1 @@
+"""Losses: functions of embeddings and a similarity, aware of all processes."""

@@ -1,0 +1,215 @@
+"""The one idea that carries everything: a model is `encode_text`, `encode_video`, `similarity`.
+
+A new model subclasses `RetrievalModule`, implements these three methods and states its `input_spec`.
+Training, validation, testing, distributed gathering, optimisation and checkpointing are inherited.
+
+Shape suffixes: B batch, T text items, V video items.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from src.batch import (
+    Embedding,
+    InputSpec,
+    PairBatch,
+    TextBatch,
+    TextEmbedding,
+    VideoBatch,
+    VideoEmbedding,
+)
+from src.errors import UserError
+from src.losses.infonce import SymmetricInfoNCE
+from src.metrics.retrieval import RetrievalResult, evaluate
+
+Stage = Literal["val", "test"]
+Ties = Literal["optimistic", "average", "pessimistic"]
+
+
+class OptimizerFactory(Protocol):
+    """Builds the optimiser once the parameters and the length of the run are known (`src.optim`)."""
+
+    def build(self, named_parameters: Iterable[tuple[str, Tensor]], total_steps: int) -> Optimizer: ...
+
+
+class SchedulerFactory(Protocol):
+    """Builds the per-step learning-rate schedule, or None for a constant rate (`src.optim`)."""
+
+    def build(self, optimizer: Optimizer, total_steps: int) -> LRScheduler | None: ...
+
+
+class RetrievalModule(LightningModule, ABC):
+    """Base of every text-video retrieval model.
+
+    Args:
+        gather: how embeddings of other processes enter the loss: "exact" gives the gradient of the whole
+            batch in one process, "upstream" that of CLIP4Clip's AllGather (1/world size of it).
+        same_video_positives: remove other captions of the same video from the negatives.
+    """
+
+    similarity_is_pairwise = False
+    """True when `similarity` runs trained layers on every (text, video) pair, so that it needs small blocks."""
+
+    def __init__(self, gather: Literal["exact", "upstream"] = "exact", same_video_positives: bool = False) -> None:
+        super().__init__()
+        self.contrastive = SymmetricInfoNCE(gather=gather, same_video_positives=same_video_positives)
+        self.results: dict[Stage, RetrievalResult] = {}
+        self.embeddings: dict[Stage, tuple[TextEmbedding, VideoEmbedding]] = {}
+        self._collected: dict[type, list[Embedding]] = {TextEmbedding: [], VideoEmbedding: []}
+        self._optimizer: OptimizerFactory | None = None
+        self._scheduler: SchedulerFactory | None = None
+        self._total_steps = 0
+        self._seed = 0
+        self._ties: Ties = "optimistic"
+        self._topk = 10
+
+    # ---- what a model implements -------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def input_spec(self) -> InputSpec:
+        """Tokeniser, frames and experts that the model wants from the data."""
+
+    @abstractmethod
+    def encode_text(self, batch: TextBatch) -> TextEmbedding:
+        """Encode captions; every tensor of the result has the caption as first dimension."""
+
+    @abstractmethod
+    def encode_video(self, batch: VideoBatch) -> VideoEmbedding:
+        """Encode videos; every tensor of the result has the video as first dimension."""
+
+    @abstractmethod
+    def similarity(self, text: TextEmbedding, video: VideoEmbedding) -> Tensor:
+        """Score every pair: s_TV, rows text, columns video, higher is better."""
+
+    def loss(self, text: TextEmbedding, video: VideoEmbedding) -> dict[str, Tensor]:
+        """Training loss of this process's rows; "loss" is minimised, other entries are logged."""
+        return {"loss": self.contrastive(self.similarity, text, video)}
+
+    def after_step(self) -> None:
+        """Called after each optimiser step, for constraints such as the logit-scale clamp."""
+
+    # ---- what a task sets ----------------------------------------------------------------------
+
+    def configure(
+        self, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None, total_steps: int, seed: int
+    ) -> None:
+        """Attach the optimisation; `total_steps` counts optimiser steps of the whole run."""
+
+        self._optimizer, self._scheduler, self._total_steps, self._seed = optimizer, scheduler, total_steps, seed
+
+    def configure_evaluation(self, ties: Ties, topk: int) -> None:
+        """Choose the tie rule of the ranks and how many neighbours a report lists."""
+        self._ties = ties
+        self._topk = topk
+
+    # ---- Lightning -----------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        if self._optimizer is None:
+            raise RuntimeError("RetrievalModule.configure() was not called before fit")
+        parameters = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        optimizer = self._optimizer.build(parameters, self._total_steps)
+        scheduler = self._scheduler.build(optimizer, self._total_steps) if self._scheduler is not None else None
+        if scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
+        # Dropout must not depend on how often the run was interrupted: the stream of each step is a
+        # function of (seed, epoch, step, rank), so a resumed run continues bit for bit.
+        step_seed = torch.tensor([self._seed, self.current_epoch, batch_idx, self.global_rank])
+        mixed = int((step_seed * torch.tensor([1_000_003, 7_919, 104_729, 15_485_863])).sum()) % (2**31)
+        torch.manual_seed(mixed)
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        text = self.encode_text(batch.text)
+        video = self.encode_video(batch.video)
+        # Normalisation, logits and log-sum-exp stay in float32 whatever the trainer's precision.
+        with torch.autocast(self.device.type, enabled=False):
+            losses = self.loss(_as_float32(text), _as_float32(video))
+        if not torch.isfinite(losses["loss"]):
+            raise UserError(
+                f"the loss became {losses['loss'].item()} at epoch {self.current_epoch}, batch {batch_idx} "
+                f"(video ids {batch.video.ids[:8].tolist()}…), expected a finite number; "
+                "lower optimizer.lr, use trainer.precision=32-true, or inspect these videos with task=check_data"
+            )
+        for name, value in losses.items():
+            self.log(f"train/{name}", value, on_step=True, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        return losses["loss"]
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.after_step()
+
+    def validation_step(self, batch: TextBatch | VideoBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._collect(batch)
+
+    def test_step(self, batch: TextBatch | VideoBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._collect(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._evaluate("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._evaluate("test")
+
+    # ---- evaluation ------------------------------------------------------------------------------
+
+    def _collect(self, batch: TextBatch | VideoBatch) -> None:
+        if len(batch) == 0:  # every video of the batch was unreadable
+            return
+        embedding = self.encode_text(batch) if isinstance(batch, TextBatch) else self.encode_video(batch)
+        self._collected[type(embedding)].append(_as_float32(embedding))
+
+    def _evaluate(self, stage: Stage) -> None:
+        """Gather the embeddings of all processes, rank, log and keep the result on every process."""
+        pieces, self._collected = self._collected, {TextEmbedding: [], VideoEmbedding: []}
+        text = _gather(pieces[TextEmbedding])
+        video = _gather(pieces[VideoEmbedding])
+        if text is None or video is None:
+            raise UserError(
+                f"the {stage} part has {0 if text is None else len(text)} captions and "
+                f"{0 if video is None else len(video)} readable videos, expected at least one of each; "
+                "run task=check_data to see what is missing"
+            )
+        with torch.autocast(self.device.type, enabled=False):
+            result = evaluate(text, video, self.similarity, ties=self._ties, topk=self._topk)
+        self.results[stage] = result
+        self.embeddings[stage] = (text, video)
+        self.log_dict(result.scalars(stage), rank_zero_only=True)
+
+
+def _as_float32(embedding: Embedding) -> Any:
+    return embedding.map(lambda t: t.float() if t.is_floating_point() else t)
+
+
+def _gather(pieces: list[Embedding]) -> Any:
+    """All processes' embeddings, without duplicates, ordered by id; None when there are none.
+
+    Sizes differ between processes (shards are not padded), hence objects rather than tensors travel.
+    """
+    local = type(pieces[0]).cat(pieces) if pieces else None
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        everyone: list[Embedding | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, local.to("cpu") if local is not None else None)
+        present = [piece for piece in everyone if piece is not None]
+        device = local.ids.device if local is not None else "cpu"
+        local = type(present[0]).cat(present).to(device) if present else None
+    if local is None:
+        return None
+    order = torch.argsort(local.ids, stable=True)
+    ids = local.ids[order]
+    first = torch.ones_like(ids, dtype=torch.bool)
+    first[1:] = ids[1:] != ids[:-1]
+    return local[order[first]]

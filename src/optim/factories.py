@@ -1,0 +1,68 @@
+"""Optimisers as configured: built once the parameters and the length of the run are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from src.optim.bert_adam import BertAdam
+from src.optim.groups import parameter_groups, read_rules
+
+
+@dataclass(frozen=True)
+class AdamWFactory:
+    """AdamW (arXiv 1711.05101).
+
+    Attributes:
+        lr: base learning rate.
+        weight_decay: base weight decay.
+        betas: β₁, β₂.
+        eps: ε.
+        rules: parameter groups; see `GroupRule`.
+        fused: one kernel for all tensors (CUDA); null lets torch choose.
+    """
+
+    lr: float
+    weight_decay: float = 0.01
+    betas: Sequence[float] = (0.9, 0.98)
+    eps: float = 1e-6
+    rules: Sequence[Mapping[str, Any]] = ()
+    fused: bool | None = None
+
+    def build(self, named_parameters: Iterable[tuple[str, Tensor]], total_steps: int) -> Optimizer:
+        """`total_steps` is not used: the schedule is the scheduler's."""
+        groups = parameter_groups(named_parameters, self.lr, self.weight_decay, read_rules(self.rules))
+        beta1, beta2 = self.betas
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(beta1, beta2), eps=self.eps, fused=self.fused)
+
+
+@dataclass(frozen=True)
+class BertAdamFactory:
+    """The optimiser of CLIP4Clip; see `BertAdam`.
+
+    Attributes:
+        lr: base learning rate.
+        weight_decay: base weight decay.
+        betas: β₁, β₂.
+        eps: ε.
+        max_grad_norm: limit on the gradient norm of each tensor.
+        rules: parameter groups; see `GroupRule`.
+    """
+
+    lr: float
+    weight_decay: float = 0.2
+    betas: Sequence[float] = (0.9, 0.98)
+    eps: float = 1e-6
+    max_grad_norm: float = 1.0
+    rules: Sequence[Mapping[str, Any]] = ()
+
+    def build(self, named_parameters: Iterable[tuple[str, Tensor]], total_steps: int) -> Optimizer:
+        """`total_steps` is not used: the schedule is the scheduler's."""
+        groups = parameter_groups(named_parameters, self.lr, self.weight_decay, read_rules(self.rules))
+        beta1, beta2 = self.betas
+        return BertAdam(groups, self.lr, betas=(beta1, beta2), eps=self.eps, max_grad_norm=self.max_grad_norm)

@@ -1,0 +1,271 @@
+"""Tables over run folders: seeds become mean (std), protocols are never mixed, two runs get a paired bootstrap."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from src.errors import UserError
+from src.reports.protocol import protocol_line
+from src.reports.table import METRIC_TITLES, Table
+
+COLUMNS = (
+    *(("t2v", key) for key in ("R1", "R5", "R10", "MdR", "MnR")),
+    *(("v2t", key) for key in ("R1", "R5", "R10", "MdR", "MnR")),
+)
+LOWER_IS_BETTER = {"MdR", "MnR"}
+# Runs that differ in nothing else are seeds of one configuration.
+NOT_THE_METHOD = {"seed", "paths", "tags", "logger", "callbacks", "save_similarity", "optimized_metric"}
+NOT_THE_PROTOCOL = {"model", "checkpoint", "seed"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        folder: where it is.
+        metrics: the content of metrics.json.
+        config: dotted key -> value, without what does not define the method; empty when the run left no configuration.
+    """
+
+    folder: Path
+    metrics: Mapping[str, Any]
+    config: Mapping[str, str]
+
+    @property
+    def seed(self) -> object:
+        return self.metrics["protocol"].get("seed")
+
+    @property
+    def protocol(self) -> dict[str, object]:
+        """What has to be equal before two numbers may stand in one table."""
+        return {key: value for key, value in self.metrics["protocol"].items() if key not in NOT_THE_PROTOCOL}
+
+    @property
+    def method(self) -> str:
+        """Equal for runs that differ only in their seed."""
+        model = {key: self.metrics["protocol"].get(key) for key in ("model", "checkpoint")}
+        return json.dumps([dict(self.config) or model, model["model"]], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class ComparisonTable:
+    """One table per protocol."""
+
+    tables: tuple[Table, ...]
+
+    def print(self) -> None:
+        """Write all tables to stdout."""
+        for table in self.tables:
+            table.print()
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write comparison.md, comparison.tex and comparison.csv, and return their paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        for suffix, text in (("md", Table.markdown), ("tex", Table.latex), ("csv", _csv)):
+            path = folder / f"comparison.{suffix}"
+            path.write_text("\n".join(map(text, self.tables)), encoding="utf-8")
+            written.append(path)
+        return written
+
+
+def _csv(table: Table) -> str:
+    return f"# {table.title}\n" + table.csv()
+
+
+def compare_runs(run_dirs: Sequence[Path]) -> ComparisonTable:
+    """Read runs and put them into tables.
+
+    Runs with equal configurations except for the seed share a row: mean and sample standard deviation. Runs
+    whose protocol differs (data set, split, gallery, captions, re-scoring, selection, tie rule) get tables of
+    their own. When a table has exactly two rows of one run each, a paired bootstrap says whether they differ.
+
+    Raises:
+        UserError: a folder holds no readable metrics.json.
+    """
+    runs = [read_run(folder) for folder in run_dirs]
+    if not runs:
+        raise UserError("found no run to compare, expected run folders with metrics.json; give runs=[FOLDER,FOLDER]")
+    protocols: dict[str, list[Run]] = {}
+    for run in runs:
+        protocols.setdefault(json.dumps(run.protocol, sort_keys=True, default=str), []).append(run)
+    several = f"{len(protocols)} protocols: compare numbers within one table only" if len(protocols) > 1 else ""
+    return ComparisonTable(tuple(_table(group, several) for group in protocols.values()))
+
+
+def read_run(folder: Path) -> Run:
+    """Read metrics.json, and the configuration where there is one."""
+    path = folder / "metrics.json"
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        complete = all(key in metrics[side] for side, key in COLUMNS) and isinstance(metrics["protocol"], dict)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: no usable metrics.json ({error}), expected the folder of a finished run") from None
+    if not complete:
+        raise UserError(f"{path}: metrics are missing, expected {', '.join(f'{s}/{k}' for s, k in COLUMNS)}")
+    written = [path for path in (folder / "config.yaml", folder / ".hydra" / "config.yaml") if path.is_file()]
+    values = yaml.safe_load(written[0].read_text(encoding="utf-8")) if written else {}
+    own = str((values.get("paths") or {}).get("run_dir") or folder)  # some settings name the run's own folder
+    kept = {key: value for key, value in values.items() if key not in NOT_THE_METHOD}
+    return Run(folder, metrics, {key: value.replace(own, "RUN") for key, value in _flat(kept)})
+
+
+def _flat(value: object, path: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        return [pair for key, item in value.items() for pair in _flat(item, f"{path}.{key}" if path else str(key))]
+    return [(path, json.dumps(value, default=str).strip('"'))]
+
+
+def _table(runs: Sequence[Run], note: str) -> Table:
+    methods: dict[str, list[Run]] = {}
+    for run in runs:
+        methods.setdefault(run.method, []).append(run)
+    groups = list(methods.values())
+    cells, means = [], []
+    for name, group in zip(_names(groups), groups, strict=True):
+        values = [[run.metrics[side][key] for side, key in COLUMNS] + [run.metrics["SumR"]] for run in group]
+        means.append(np.mean(values, axis=0))
+        cells.append((name, _seeds(group), *map(_mean_std, zip(*values, strict=True))))
+    headings = [f"{side} {METRIC_TITLES.get(key, key)}" for side, key in COLUMNS]
+    notes = [note] if note else []
+    if any(len(group) > 1 for group in groups):
+        notes.append("mean (sample standard deviation) over seeds")
+    if len(groups) == 2 and len(runs) == 2:
+        notes += bootstrap_notes(runs[0], runs[1], [row[0] for row in cells])
+    columns = ("run", "seeds", *headings, "SumR")
+    title = protocol_line(runs[0].protocol)
+    return Table(title, columns, tuple(cells), tuple(notes), _best(np.array(means)))
+
+
+def _best(means: np.ndarray) -> frozenset[tuple[int, int]]:
+    """Cells with the best mean of each column, if there is anything to be better than."""
+    if len(means) < 2:
+        return frozenset()
+    keys = [key for _, key in COLUMNS] + ["SumR"]
+    marked = set()
+    for c, key in enumerate(keys):
+        best = means[:, c].min() if key in LOWER_IS_BETTER else means[:, c].max()
+        marked |= {(int(r), c + 2) for r in np.flatnonzero(means[:, c] == best)}
+    return frozenset(marked)
+
+
+def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """The model, and every setting in which the rows differ (the model's own settings only within one model)."""
+    firsts = [group[0] for group in groups]
+    models = [str(run.metrics["protocol"].get("model") or run.folder.name) for run in firsts]
+    names = []
+    for run, model in zip(firsts, models, strict=True):
+        kin = [other for other, its in zip(firsts, models, strict=True) if its == model]
+        keys = _varying(kin) | {key for key in _varying(firsts) if not key.startswith("model.")}
+        settings = [f"{key}={run.config.get(key, 'absent')}" for key in sorted(keys)]
+        names.append(" ".join([model, *settings]))
+    if len(set(names)) < len(names):  # runs without config.yaml
+        names = [f"{name} ({run.folder.name})" for name, run in zip(names, firsts, strict=True)]
+    return names
+
+
+def _varying(runs: Sequence[Run]) -> set[str]:
+    keys = {key for run in runs for key in run.config}
+    return {key for key in keys if len({run.config.get(key) for run in runs}) > 1}
+
+
+def _seeds(group: Sequence[Run]) -> str:
+    seeds = [str(run.seed) for run in group if run.seed is not None]
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    return ",".join(sorted(seeds, key=lambda s: (len(s), s))) + (" (repeated)" if twice else "")
+
+
+def _mean_std(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{np.mean(values):.1f} ({np.std(values, ddof=1):.1f})"
+
+
+def read_ranks(folder: Path, direction: str) -> dict[str, tuple[str, float]]:
+    """query id -> (id of the video it belongs to, rank), from ranks.csv."""
+    path = folder / "ranks.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["direction"] == direction]
+        video = "true_id" if direction == "t2v" else "query_id"
+        return {row["query_id"]: (row[video], float(row["rank"])) for row in rows}
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: cannot read ranks ({error}), expected the ranks.csv of a finished run") from None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """B minus A of one metric in percent points, its 95 % interval, and a two-sided p-value."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_bootstrap(
+    ranks_a: Mapping[str, tuple[str, float]],
+    ranks_b: Mapping[str, tuple[str, float]],
+    k: int = 1,
+    samples: int = 10_000,
+    seed: int = 0,
+) -> Difference:
+    """Does recall at k differ between two runs on the same queries?
+
+    Whole videos are drawn with replacement, each with all its captions, because the captions of one video are
+    not independent.
+
+    Args:
+        ranks_a: query id -> (video id, rank) of the first run, see `read_ranks`.
+        ranks_b: the same of the second run.
+        k: recall at k.
+        samples: bootstrap samples.
+        seed: of the sampling.
+
+    Raises:
+        UserError: the runs did not answer the same queries.
+    """
+    if {q: v for q, (v, _) in ranks_a.items()} != {q: v for q, (v, _) in ranks_b.items()} or not ranks_a:
+        raise UserError(
+            f"paired bootstrap: found {len(ranks_a)} and {len(ranks_b)} queries that are not the same ones, "
+            "expected two runs on one test part"
+        )
+    gain = np.array([float(ranks_b[q][1] <= k) - float(rank <= k) for q, (_, rank) in ranks_a.items()])
+    _, cluster = np.unique([video for video, _ in ranks_a.values()], return_inverse=True)
+    gains, sizes = np.bincount(cluster, gain), np.bincount(cluster)
+    rng = np.random.default_rng(seed)
+    differences = np.empty(samples)
+    step = max(1, 4_000_000 // len(sizes))
+    for start in range(0, samples, step):
+        drawn = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), min(step, samples - start))
+        differences[start : start + step] = 100 * (drawn @ gains) / (drawn @ sizes)
+    low, high = np.percentile(differences, [2.5, 97.5])
+    tail = min(np.mean(differences <= 0), np.mean(differences >= 0))
+    return Difference(100 * float(gain.mean()), float(low), float(high), min(1.0, 2 * float(tail)))
+
+
+def bootstrap_notes(a: Run, b: Run, names: Sequence[str]) -> list[str]:
+    """One line per direction; says so when the runs left no ranks or other queries."""
+    notes = []
+    for direction in ("t2v", "v2t"):
+        try:
+            found = paired_bootstrap(read_ranks(a.folder, direction), read_ranks(b.folder, direction))
+        except UserError as error:
+            notes.append(f"{direction} R@1: not compared: {error}")
+            continue
+        p = f"p = {found.p:.3f}" if not math.isclose(found.p, 0) else "p < 0.001"
+        notes.append(
+            f"{direction} R@1: {names[1]} minus {names[0]} = {found.value:+.1f} points, "
+            f"95 % interval [{found.low:+.1f}, {found.high:+.1f}], {p} (paired bootstrap over videos)"
+        )
+    return notes

@@ -1,0 +1,89 @@
+"""From a validated configuration to objects: the only place where Hydra instantiates anything."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import Logger
+
+from src.batch import InputSpec
+from src.callbacks import AtomicCheckpointIO
+from src.config.schema import DECLARED
+from src.data.datamodule import RetrievalDataModule
+from src.data.splits import SplitSpec
+from src.models.base import OptimizerFactory, RetrievalModule, SchedulerFactory
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """Resolve a node to plain dicts, lists and scalars: what models may store and checkpoints may hold."""
+    container = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def _make(node: Mapping[str, Any], **extra: Any) -> Any:
+    # Objects are passed to the partial: Hydra would turn dataclasses among its own keywords into configurations.
+    return instantiate({**node, "_recursive_": False, "_convert_": "all", "_partial_": True})(**extra)
+
+
+def _arguments(cfg: DictConfig, group: str) -> dict[str, Any]:
+    """The constructor arguments of a group: its keys less the facts declared for validation."""
+    return {key: value for key, value in plain(cfg[group]).items() if key not in DECLARED[group]}
+
+
+def build_model(cfg: DictConfig) -> RetrievalModule:
+    return _make(_arguments(cfg, "model"))
+
+
+def build_datamodule(cfg: DictConfig, inputs: InputSpec) -> RetrievalDataModule:
+    """The benchmark, told which split to use and what the model wants; unreadable files go to problems.jsonl."""
+    return _make(
+        _arguments(cfg, "dataset"),
+        split=SplitSpec(**plain(cfg.split)),
+        inputs=inputs,
+        seed=cfg.seed,
+        problems_file=Path(cfg.paths.run_dir) / "problems.jsonl",
+    )
+
+
+def build_optimization(cfg: DictConfig) -> tuple[OptimizerFactory, SchedulerFactory | None]:
+    scheduler = plain(cfg.scheduler)
+    return _make(plain(cfg.optimizer)), _make(scheduler) if scheduler else None
+
+
+def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
+    """The Lightning trainer with the configured loggers and callbacks, and our atomic checkpoints."""
+    quiet()
+    loggers: list[Logger] = [_make(node) for node in plain(cfg.logger).values() if node]
+    configured: list[Callback] = [_make(node) for node in plain(cfg.callbacks).values() if node]
+    if not cfg.trainer.enable_progress_bar:
+        configured = [c for c in configured if not hasattr(c, "refresh_rate")]
+    if not loggers:  # a monitor without a logger is an error in Lightning
+        configured = [c for c in configured if type(c).__name__ != "LearningRateMonitor"]
+    return _make(
+        plain(cfg.trainer),
+        logger=loggers or False,
+        callbacks=configured + callbacks,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=cfg.paths.run_dir,
+    )
+
+
+def quiet() -> None:
+    """Silence messages of libraries that tell our user nothing to act on."""
+    # Tips, device tables and "litlogger" advertising (no trainer flag switches them off in 2.6).
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (
+        r".*does not have many workers.*",  # in-memory and memory-mapped frames are faster without
+        r".*number of training batches.*smaller than the logging interval.*",  # epochs are logged as well
+        r".*LeafSpec.*is deprecated.*",  # pytree call inside Lightning 2.6 with torch 2.15
+        r".*Checkpoint directory .* exists and is not empty.*",  # a resumed run continues in its folder
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,107 @@
+"""Finding, checking and loading checkpoints of ours."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from src.errors import UserError
+from src.models.base import RetrievalModule
+
+
+def resolve_checkpoint(name: str, run_dir: Path) -> Path:
+    """Turn `ckpt_path=` into a file.
+
+    Args:
+        name: a file, a run folder (its best.ckpt is meant), or "last": the newest last.ckpt of this run folder
+            or of its siblings, that is of runs of the same task, data set and model.
+        run_dir: folder of the current run.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if name == "last":
+        folders = [run_dir, *sorted((p for p in run_dir.parent.iterdir() if p != run_dir), reverse=True)]
+        for folder in folders:
+            if (path := folder / "checkpoints" / "last.ckpt").is_file():
+                return path
+        raise UserError(
+            f"ckpt_path=last found no checkpoints/last.ckpt in {run_dir.parent}, expected an earlier run of the same "
+            "task, data set and model; give the file itself, or start without ckpt_path"
+        )
+    path = Path(name)
+    if path.is_dir():
+        path = path / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        raise UserError(f"ckpt_path={name}: found no file {path}, expected a checkpoint; check the path")
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours (`.ckpt`) or converted weights (`.safetensors`), never executing code.
+
+    Returns:
+        At least `state_dict`.
+
+    Raises:
+        UserError: the file is damaged, or not one of ours.
+    """
+    if path.suffix == ".safetensors":
+        return {"state_dict": load_file(path)}
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0][:120]}), expected a file written by "
+            f"task=fit; convert a foreign one with: python -m src.run task=convert task.source={path}"
+        ) from error
+    if not isinstance(content, Mapping) or "state_dict" not in content:
+        raise UserError(
+            f"{path} holds no `state_dict`, expected a file written by task=fit; "
+            f"convert a foreign one with: python -m src.run task=convert task.source={path}"
+        )
+    return dict(content)
+
+
+def load_weights(model: RetrievalModule, path: Path) -> None:
+    """Load weights strictly.
+
+    Raises:
+        UserError: names or shapes differ from the model's; the message lists the first of each kind.
+    """
+    state = read_checkpoint(path)["state_dict"]
+    check_state(model, state, path)
+    model.load_state_dict(state)
+
+
+def check_state(model: RetrievalModule, state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise UserError unless `state` has exactly the model's names and shapes."""
+    own = model.state_dict()
+    missing = own.keys() - state.keys()
+    unexpected = state.keys() - own.keys()
+    reshaped = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    if not (missing or unexpected or reshaped):
+        return
+    found = []
+    for label, names in (("missing", missing), ("unexpected", unexpected)):
+        if names:
+            found.append(f"{len(names)} {label} ({_first(names)})")
+    if reshaped:
+        name = min(reshaped)
+        found.append(
+            f"{len(reshaped)} of another shape ({name}: {tuple(state[name].shape)} instead of {tuple(own[name].shape)})"
+        )
+    raise UserError(
+        f"{path} does not fit {type(model).__name__}: {'; '.join(found)}; expected all {len(own)} tensors; "
+        "choose the model= and model.arch= that it was trained with (config.yaml beside the checkpoint)"
+    )
+
+
+def _first(names: Iterable[str]) -> str:
+    return min(names)

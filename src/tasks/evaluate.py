@@ -1,0 +1,44 @@
+"""task=evaluate: encode each video and caption once, score, rank, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+from pytorch_lightning import seed_everything
+
+from src.errors import UserError
+from src.tasks.build import build_datamodule, build_model, build_trainer
+from src.tasks.checkpoint import load_weights, resolve_checkpoint
+from src.tasks.outcome import ResultWriter, optimized_value
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Evaluate `ckpt_path=…`, or the pretrained weights of the model (zero-shot).
+
+    Returns:
+        The metric named by `optimized_metric`, with its stage replaced by test.
+
+    Raises:
+        UserError: no weights were named, or they do not fit the model.
+    """
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    pretrained = cfg.model.get("pretrained")
+    if cfg.ckpt_path is None and pretrained is None and not cfg.task.random_weights:
+        raise UserError(
+            "task=evaluate found neither ckpt_path= nor model.pretrained=, expected weights to evaluate; "
+            "type ckpt_path=runs/fit/…/checkpoints/best.ckpt, model.pretrained=openai for zero-shot, "
+            "or task.random_weights=true to evaluate an untrained model on purpose"
+        )
+    model = build_model(cfg)
+    label = f"pretrained={pretrained}" if pretrained else "random weights"
+    if cfg.ckpt_path is not None:
+        checkpoint = resolve_checkpoint(cfg.ckpt_path, Path(cfg.paths.run_dir))
+        load_weights(model, checkpoint)
+        label = str(cfg.ckpt_path)
+    datamodule = build_datamodule(cfg, model.input_spec)
+    writer = ResultWriter(cfg, checkpoint=label)
+    model.configure_evaluation(ties=cfg.ties, topk=10)
+    trainer = build_trainer(cfg, [writer])
+    trainer.test(model, datamodule=datamodule, verbose=False)
+    return optimized_value(cfg)

@@ -1,0 +1,115 @@
+"""task=fit: train, select the checkpoint by `selection`, test it, write the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from src.callbacks import History, SaveOnSigterm
+from src.data.datamodule import RetrievalDataModule
+from src.errors import UserError
+from src.models.base import RetrievalModule
+from src.tasks.build import build_datamodule, build_model, build_optimization, build_trainer
+from src.tasks.checkpoint import check_state, load_weights, read_checkpoint, resolve_checkpoint
+from src.tasks.outcome import ResultWriter, optimized_value
+
+SIGTERM_EXIT_CODE = 143
+# What the order of the batches, the schedule or the meaning of the metrics depends on.
+FIXED_BY_A_RUN = ("seed", "dataset.name", "split.name", "dataset.batch_size", "dataset.train_samples")
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Train and test.
+
+    Returns:
+        The metric named by `optimized_metric`, for sweeps.
+
+    Raises:
+        UserError: a mistake in configuration, data or checkpoint.
+        SystemExit: with code 143 after SIGTERM; `checkpoints/last.ckpt` is saved.
+    """
+    run_dir = Path(cfg.paths.run_dir)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    model = build_model(cfg)
+    datamodule = build_datamodule(cfg, model.input_spec)
+    datamodule.select_on("test" if cfg.selection == "test" else "val")
+    history = History(run_dir / "metrics.csv")
+    best, last = _checkpoints(cfg, run_dir)
+    writer = ResultWriter(cfg, checkpoint="best" if cfg.selection != "last" else "last", history=history)
+    saving = [history, SaveOnSigterm(run_dir / "checkpoints" / "last.ckpt"), last, *([best] if best else [])]
+    trainer = build_trainer(cfg, [*saving, writer])
+    _configure(cfg, model, datamodule, trainer)
+    resume = _resume_path(cfg, model, run_dir)
+    try:
+        trainer.fit(model, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    except SIGTERMException:
+        raise SystemExit(SIGTERM_EXIT_CODE) from None
+    if trainer.interrupted:
+        raise SystemExit(1)
+    if best is not None and best.best_model_path:
+        load_weights(model, Path(best.best_model_path))
+    trainer.test(model, datamodule=datamodule, verbose=False)
+    return optimized_value(cfg, best)
+
+
+def _checkpoints(cfg: DictConfig, run_dir: Path) -> tuple[ModelCheckpoint | None, ModelCheckpoint]:
+    """best.ckpt by the metric that `selection` names (None for "last"), and last.ckpt after every epoch.
+
+    Two callbacks, since Lightning's `save_last` only writes when the best one changes.
+    """
+    common: dict[str, Any] = {
+        "dirpath": run_dir / "checkpoints",
+        "auto_insert_metric_name": False,  # the metric's slashes would become folders
+        "enable_version_counter": False,
+        "save_on_train_epoch_end": True,  # after validation, and after `History` has its row
+    }
+    last = ModelCheckpoint(filename="last", **common)
+    if cfg.selection == "last":
+        return None, last
+    return ModelCheckpoint(filename="best", monitor=cfg.optimized_metric or "val/t2v/R1", mode="max", **common), last
+
+
+def _configure(cfg: DictConfig, model: RetrievalModule, datamodule: RetrievalDataModule, trainer: Trainer) -> None:
+    """Tell the model its optimisation and evaluation options."""
+    optimizer, scheduler = build_optimization(cfg)
+    datamodule.setup("fit")
+    batches = datamodule.batches_per_epoch(trainer.world_size)
+    limit = cfg.trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
+    total_steps = -(-batches // cfg.trainer.accumulate_grad_batches) * cfg.trainer.max_epochs
+    if cfg.trainer.max_steps > 0:
+        total_steps = min(total_steps, cfg.trainer.max_steps)
+    model.configure(optimizer, scheduler, total_steps=total_steps, seed=cfg.seed)
+    model.configure_evaluation(ties=cfg.ties, topk=10)
+
+
+def _resume_path(cfg: DictConfig, model: RetrievalModule, run_dir: Path) -> Path | None:
+    """The checkpoint to go on from, checked against the model and the trainer before anything starts."""
+    if cfg.ckpt_path is None:
+        return None
+    path = resolve_checkpoint(cfg.ckpt_path, run_dir)
+    checkpoint = read_checkpoint(path)
+    check_state(model, checkpoint["state_dict"], path)
+    if "optimizer_states" not in checkpoint:
+        raise UserError(
+            f"{path} holds weights only, expected a checkpoint of task=fit with its optimiser; "
+            f"start from these weights with model.pretrained={path}, or resume from a last.ckpt"
+        )
+    _refuse_changes(cfg, OmegaConf.create(checkpoint["videotext"]["config"]), path)
+    return path
+
+
+def _refuse_changes(cfg: DictConfig, before: DictConfig, path: Path) -> None:
+    """A resumed run continues the same sequence of batches; options that would change it are refused."""
+    for key in FIXED_BY_A_RUN:
+        was, now = OmegaConf.select(before, key), OmegaConf.select(cfg, key)
+        if was != now:
+            raise UserError(
+                f"{path} was trained with {key}={was}, found {key}={now}, expected the same to resume; "
+                f"type {key}={was}, or start a new run from its weights with task=fit"
+            )

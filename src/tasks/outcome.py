@@ -1,0 +1,168 @@
+"""From the embeddings of the test part to everything a run leaves behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from src.batch import TextEmbedding, VideoEmbedding
+from src.callbacks import History
+from src.data.datamodule import RetrievalDataModule
+from src.data.splits import SplitPart
+from src.metrics.retrieval import RetrievalResult
+from src.metrics.skills import skill_report
+from src.models.base import RetrievalModule
+from src.reports.report import ReportFacts, VideoFacts, write_report
+from src.reports.table import print_table
+from src.tasks.build import plain
+
+THUMBNAIL_SIDE = 112  # pixels
+SHOWN_PROBLEMS = 20  # in the terminal; the report lists more
+BLOCK = 1024  # captions per call of `similarity` when the matrix is written
+
+
+class ResultWriter(Callback):
+    """Writes metrics.json, ranks.csv, the report and, if wanted, the similarity matrix after a test.
+
+    It runs in process 0 of the trainer, which under a spawning strategy is not the process of the task.
+
+    Args:
+        cfg: the run's configuration.
+        checkpoint: what was evaluated, for the protocol line.
+        history: the training curve, if there was training.
+    """
+
+    def __init__(self, cfg: DictConfig, checkpoint: str, history: History | None = None) -> None:
+        self.cfg = cfg
+        self.checkpoint = checkpoint
+        self.history = history
+        self.run_dir = Path(cfg.paths.run_dir)
+        self._started = time.perf_counter()
+        self._test_started = 0.0
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Text and plain values only: our checkpoints load with weights_only=True.
+        checkpoint["videotext"] = {"format": 1, "config": OmegaConf.to_yaml(self.cfg, resolve=True)}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._test_started = time.perf_counter()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, RetrievalModule)
+        datamodule: RetrievalDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        result = pl_module.results["test"]
+        text, video = pl_module.embeddings["test"]
+        now = time.perf_counter()
+        part = datamodule.part("test")
+        with torch.no_grad():
+            skills = _skills(part, result, text, video, pl_module)
+            if self.cfg.save_similarity:
+                save_similarity(self.run_dir, part, text, video, pl_module)
+        facts = ReportFacts(
+            protocol=self._protocol(datamodule),
+            captions={i: caption.text for i, caption in enumerate(part.captions)},
+            videos={i: VideoFacts(v.id, v.path, v.start_s, v.end_s, v.tags) for i, v in enumerate(part.videos)},
+            history=self.history.rows if self.history is not None else [],
+            problems=datamodule.problems,
+            skills=skills,
+            timing={"total_s": round(now - self._started, 2), "test_s": round(now - self._test_started, 2)},
+            thumbnail=_Thumbnails(datamodule, part),
+        )
+        page = write_report(self.run_dir, result, facts)
+        print_table(result, facts.protocol, skills)
+        for problem in facts.problems[:SHOWN_PROBLEMS]:
+            sys.stdout.write(f"excluded: {problem.video_id} ({problem.reason})\n")
+        if len(facts.problems) > SHOWN_PROBLEMS:
+            sys.stdout.write(f"excluded: {len(facts.problems) - SHOWN_PROBLEMS} more, listed in the report\n")
+        sys.stdout.write(f"report: {page}\n")
+
+    def _protocol(self, datamodule: RetrievalDataModule) -> dict[str, Any]:
+        return {
+            **datamodule.describe("test"),
+            "rescoring": "none",
+            "selection": self.cfg.selection,
+            "ties": self.cfg.ties,
+            "model": plain(self.cfg.model)["_target_"].rsplit(".", 1)[-1],
+            "checkpoint": self.checkpoint,
+            "seed": self.cfg.seed,
+        }
+
+
+def _skills(
+    part: SplitPart, result: RetrievalResult, text: TextEmbedding, video: VideoEmbedding, model: RetrievalModule
+) -> dict[str, dict[str, float]] | None:
+    skills = [dict(record.tags).get("skill") for record in part.videos]
+    if not any(skills):
+        return None
+    names = list(dict.fromkeys(record.group for record in part.videos if record.group is not None))
+    groups = torch.tensor([names.index(r.group) if r.group is not None else -1 for r in part.videos])
+    return skill_report(
+        text,
+        video,
+        model.similarity,
+        groups_V=groups,
+        skills_V=skills,
+        t2v_ranks=result.t2v_ranks,
+        caption_ids=result.caption_ids,
+    )
+
+
+def save_similarity(
+    run_dir: Path, part: SplitPart, text: TextEmbedding, video: VideoEmbedding, model: RetrievalModule
+) -> None:
+    """Write similarity.npy (float32, rows captions, columns videos) and the ids of its rows and columns."""
+    matrix = np.lib.format.open_memmap(
+        run_dir / "similarity.npy", mode="w+", dtype=np.float32, shape=(len(text), len(video))
+    )
+    for start in range(0, len(text), BLOCK):
+        rows = slice(start, start + BLOCK)
+        matrix[rows] = model.similarity(text[rows], video).float().cpu().numpy()
+    matrix.flush()
+    videos = [part.videos[i].id for i in video.ids.tolist()]
+    captions = [part.videos[i].id for i in text.video_ids.tolist()]
+    (run_dir / "videos.txt").write_text("\n".join(videos) + "\n", encoding="utf-8")
+    (run_dir / "captions.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
+
+
+class _Thumbnails:
+    """JPEG of the middle frame of a video of the part, or None when it cannot be read."""
+
+    def __init__(self, datamodule: RetrievalDataModule, part: SplitPart) -> None:
+        self.datamodule = datamodule
+        self.part = part
+
+    def __call__(self, index: int) -> bytes | None:
+        frames = self.datamodule.source.load(self.part.videos[index])
+        if frames is None or frames.n_valid == 0:
+            return None
+        image = Image.fromarray(frames.frames_TCHW[frames.n_valid // 2].transpose(1, 2, 0))
+        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=80)
+        return buffer.getvalue()
+
+
+def optimized_value(cfg: DictConfig, checkpoints: ModelCheckpoint | None = None) -> float | None:
+    """The metric that a sweep optimises: the selected checkpoint's score, else that of the test."""
+    if cfg.optimized_metric is None:
+        return None
+    if checkpoints is not None and checkpoints.best_model_score is not None:
+        return float(checkpoints.best_model_score)
+    # From the file, since the test may have run in another process.
+    value: Any = json.loads((Path(cfg.paths.run_dir) / "metrics.json").read_text(encoding="utf-8"))
+    for key in cfg.optimized_metric.split("/")[1:]:
+        value = value[key]
+    return float(value)

@@ -1,0 +1,142 @@
+"""task=score: metrics and report from a saved similarity matrix.
+
+`similarity=S.npy`: float16, float32 or float64, rows captions, columns videos; read from disk block by block.
+`videos=FILE`: one video id per line, line i names column i.
+`captions=FILE`: one line per row of the matrix, either the id of the video that the caption describes, or
+`caption_id<TAB>video_id` or `caption_id<TAB>video_id<TAB>text`.
+Without the two files the matrix is square and row i belongs to column i.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from src.errors import UserError
+from src.metrics.retrieval import evaluate_matrix
+from src.reports.report import ReportFacts, VideoFacts, write_report
+from src.reports.table import print_table
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the rows and columns of a matrix are: the column of each row's own video, and names to show."""
+
+    column_of_row: list[int]
+    captions: list[str]
+    videos: list[str]
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Rank both directions, print the table, write the report.
+
+    Returns:
+        The metric that `optimized_metric` names.
+
+    Raises:
+        UserError: the matrix or the id lists cannot be used.
+    """
+    if cfg.similarity is None:
+        raise UserError("task=score found no matrix, expected similarity=FILE.npy with rows captions, columns videos")
+    started = time.perf_counter()
+    path = Path(cfg.similarity)
+    matrix = read_matrix(path)
+    labels = read_labels(matrix.shape, _path(cfg.captions), _path(cfg.videos))
+    result = evaluate_matrix(matrix, torch.tensor(labels.column_of_row), len(labels.videos), ties=cfg.ties)
+    facts = ReportFacts(
+        protocol={"dataset": path.stem},
+        captions=dict(enumerate(labels.captions)),
+        videos={n: VideoFacts(name) for n, name in enumerate(labels.videos)},
+        timing={"score_s": round(time.perf_counter() - started, 3)},
+    )
+    page = write_report(Path(cfg.paths.run_dir), result, facts)
+    print_table(result, facts.protocol)
+    sys.stdout.write(f"report: {page}\n")
+    metric = cfg.optimized_metric
+    return result.scalars(metric.split("/")[0]).get(metric) if metric else None
+
+
+def read_matrix(path: Path) -> np.ndarray:
+    """Open a similarity matrix without loading it.
+
+    Raises:
+        UserError: no such file, no npy file, or not a float matrix.
+    """
+    if not path.is_file():
+        raise UserError(f"similarity: {path} does not exist, expected a .npy file; check the path")
+    try:
+        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"similarity: {path} is not a readable .npy file ({error}); write it with numpy.save") from None
+    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or 0 in matrix.shape:
+        shape = getattr(matrix, "shape", "an archive")
+        raise UserError(f"similarity: found {shape} in {path}, expected one matrix (captions, videos)")
+    if matrix.dtype not in (np.float16, np.float32, np.float64):
+        raise UserError(
+            f"similarity: found {matrix.dtype} in {path}, expected float16, float32 or float64; "
+            "convert it with matrix.astype('float32')"
+        )
+    return matrix
+
+
+def read_labels(shape: tuple[int, ...], captions: Path | None, videos: Path | None) -> Labels:
+    """Read the id lists, or number rows and columns where there are none.
+
+    Raises:
+        UserError: the lists do not fit the matrix or each other.
+    """
+    rows, columns = shape
+    names = _lines(videos, "videos", columns, "columns") if videos else [str(n) for n in range(columns)]
+    place = {name: n for n, name in enumerate(names)}
+    if len(place) < columns:
+        twice = next(name for n, name in enumerate(names) if place[name] != n)
+        raise UserError(f"videos: {videos} names {twice!r} twice, expected one line per column of the matrix")
+    entries = [line.split("\t") for line in _lines(captions, "captions", rows, "rows")] if captions else None
+    if entries is None or (videos is None and all(len(e) == 1 for e in entries) and _all_differ(entries)):
+        if rows != columns:
+            raise UserError(
+                f"similarity: found {rows} rows and {columns} columns, expected as many rows as columns when no list "
+                "says which video a row belongs to; give captions=FILE (video id of each row) and videos=FILE"
+            )
+        return Labels(
+            list(range(rows)), [e[0] for e in entries] if entries else [f"row {n}" for n in range(rows)], names
+        )
+    if videos is None:
+        raise UserError(
+            "captions= names videos, but no list names the columns; give videos=FILE, one video id per line"
+        )
+    owners = [entry[1] if len(entry) > 1 else entry[0] for entry in entries]
+    unknown = sorted(set(owners) - set(place))
+    if unknown:
+        raise UserError(
+            f"captions: {captions} names {len(unknown)} videos that {videos} does not (first: {unknown[0]!r}), "
+            "expected lines 'video_id' or 'caption_id<TAB>video_id<TAB>text'"
+        )
+    return Labels([place[owner] for owner in owners], ["\t".join(e[2:]) or e[0] for e in entries], names)
+
+
+def _lines(path: Path, key: str, expected: int, axis: str) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}: cannot read {path} ({error}); expected a UTF-8 text file, one id per line") from None
+    lines = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    if len(lines) != expected:
+        raise UserError(f"{key}: found {len(lines)} lines in {path}, expected {expected}, one for each of the {axis}")
+    if "" in lines:
+        raise UserError(f"{key}: line {lines.index('') + 1} of {path} is empty, expected an id")
+    return lines
+
+
+def _all_differ(entries: list[list[str]]) -> bool:
+    return len({entry[0] for entry in entries}) == len(entries)
+
+
+def _path(value: str | None) -> Path | None:
+    return Path(value) if value is not None else None

@@ -1,0 +1,137 @@
+"""Every kind of mistake in a configuration is one line that says what was found, expected and to type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from src.config import compose
+from src.errors import UserError
+
+MISTAKES = {
+    "modle=clip4clip": "unknown key 'modle' in the command line; did you mean 'model'?",
+    "model=clip2vidoe": "unknown option 'clip2vidoe' of the group 'model'; did you mean 'model=clip2video'?",
+    "experiment=nope": "unknown option 'nope' of the group 'experiment'",
+    "modle/x=1": "unknown key 'modle/x' in the command line; did you mean 'model'?",
+    "trainer.max_epoch=3": "unknown key 'trainer.max_epoch' in the command line; did you mean 'trainer.max_epochs'?",
+    "max_epochs=3": "did you mean 'dataset.recipe.max_epochs'?",
+    "trainer.min_epochs=3": "add it with +trainer.min_epochs=…",
+    "+trainer.mni_epochs=3": "unknown key 'trainer.mni_epochs'; did you mean 'trainer.min_epochs'?",
+    "trainer.max_epochs=many": "trainer.max_epochs is the text 'many', expected a whole number or null",
+    "trainer.precision=bf17": "did you mean 'bf16'?",
+    "+trainer.logger=false": "trainer.logger is passed by the run itself",
+    "+nothing=1": "unknown key 'nothing' in the configuration",
+    "seed=abc": "seed is the text 'abc', expected a whole number; give seed=…",
+    "seed=1.5": "seed is 1.5, expected a whole number",
+    "seed=1,2": "add -m to run them all",
+    "seed": "cannot read 'seed'",
+    "tags=paper": "tags is the text 'paper', expected a list (a text each)",
+    "ties=optimist": "expected optimistic | average | pessimistic; did you mean 'optimistic'?",
+    "save_similarity=yess": "expected true or false",
+    "dataset.recipe.lrr=1": "did you mean 'dataset.recipe.lr'?",
+    "dataset.recipe.lr=fast": "dataset.recipe.lr is the text 'fast', expected a number",
+    "+dataset.seed=3": "dataset.seed is passed by the run itself; set 'seed' at the root",
+    "split.subset=some": "expected full | available",
+    "model._target_=os.system": "model._target_ cannot be set in the command line",
+    "+model={_target_:os.system}": "unknown option",
+    "~model": "the group 'model' was removed",
+    "model=null": "unknown option 'null' of the group 'model'",
+    "paths.data_dir=${oc.env:NO_SUCH_VARIABLE}": "Environment variable 'NO_SUCH_VARIABLE' not found",
+    "paths.data_dir=${nowhere}": "cannot be resolved: Interpolation key 'nowhere' not found",
+    "paths.data_dir=???": "paths.data_dir is required",
+    "hydra.run.dri=x": "did you mean 'hydra.run.dir'?",
+    "hydra/sweeper=grid": "unknown option 'grid' of the group 'hydra/sweeper'; known: basic",
+    "task=score": "task=score has no matrix; give similarity=S.npy",
+    "task=score similarity=no.npy": "similarity=no.npy does not exist",
+    "task=evaluate": "task=evaluate has no weights (model=clip2video is not pretrained); give ckpt_path=…",
+    "ckpt_path=no.ckpt": "ckpt_path=no.ckpt does not exist",
+    "dataset=msrvtt": "split=msrvtt has no val part (it has train, test); give selection=last",
+    "dataset.provides=[features]": "model=clip2video needs frames, but dataset=toy provides features; choose dataset=",
+    "dataset.provides=[smell]": "dataset.provides is the list ['smell'], expected a list",
+    "--modle=3": "settings are written without dashes",
+    "-m --cfg job": "found -m and --cfg",
+    "--resolve": "add --cfg job",
+    "-m model=clip4clip,clip2vidoe": "unknown option 'clip2vidoe'",
+    "-m model=glob(nope*)": "model=glob(nope*) matches nothing",
+    "-m seed=0,1 trainer=ddp": "-m with trainer=ddp (trainer.strategy=ddp, trainer.devices=auto)",
+    "-m trainer=auto,ddp_cpu": "-m with trainer=ddp_cpu",
+    "-m seed=0,x": "seed is the text 'x', expected a whole number",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_mistake(words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose.preflight(compose.parse(words.split(" ")))
+    assert MISTAKES[words] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+GOOD = [
+    "trainer.deterministic=warn",
+    "trainer.devices=[0]",
+    "trainer.limit_train_batches=3",
+    "+trainer.min_epochs=3",
+    "trainer=ddp",
+    "tags=[a,b]",
+    "logger=[csv,tensorboard]",
+    "logger.csv=null",
+    "ckpt_path=last",
+    "+experts.ocr.dim=300",
+    "optimizer.lr=${dataset.recipe.lr}",
+    "hydra.run.dir=somewhere hydra.job.name=train_ddp_process_1 hydra.output_subdir=null",
+    "task=evaluate task.random_weights=true",
+    "task=evaluate model.pretrained=openai",
+    "dataset=msrvtt split.val_holdout=500",
+    "dataset=msrvtt selection=test",
+]
+
+
+@pytest.mark.parametrize("words", GOOD)
+def test_no_mistake(words: str) -> None:
+    assert len(compose.preflight(compose.parse(words.split(" ")))) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "jobs"),
+    [
+        ("-m seed=0,1 model=clip4clip,clip2video", 4),
+        ("-m seed=range(3)", 3),
+        ("-m model=glob(clip*)", 2),
+        ("-m optimizer.lr=interval(0.1,1)", 1),
+        ("-m seed=range(66)", 66),
+        ("-m seed=0,1 trainer=ddp_cpu trainer.strategy=ddp_spawn", 2),
+    ],
+)
+def test_every_job_of_a_sweep_is_checked(words: str, jobs: int) -> None:
+    assert len(compose.preflight(compose.parse(words.split(" ")))) == jobs
+
+
+def test_config_dir_adds_options(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /trainer: cpu\nseed: 7\n"
+    )
+    (values,) = compose.preflight(compose.parse(["--config-dir", str(tmp_path), "experiment=mine"]))
+    assert (values["seed"], values["trainer"]["accelerator"]) == (7, "cpu")
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nsede: 7\n")
+    with pytest.raises(UserError, match="unknown key 'sede' in the configuration; did you mean 'seed'"):
+        compose.preflight(compose.parse(["--config-dir", str(tmp_path), "experiment=mine"]))
+
+
+def test_flags_may_stand_anywhere() -> None:
+    assert compose.flags_first(["a=1", "-m", "~b", "--config-dir", "x", "c=2"]) == [
+        *["-m", "--config-dir", "x"],
+        *["a=1", "~b", "c=2"],
+    ]
+
+
+def test_torchrun_needs_one_run_folder_for_all_ranks() -> None:
+    environment = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "1"}
+    with pytest.raises(UserError, match=r"add hydra\.run\.dir="):
+        compose.rank_overrides(["seed=1"], environment)
+    words = ["hydra.run.dir=runs/x"]
+    assert compose.rank_overrides(words, environment) == ["hydra.output_subdir=null"]
+    assert compose.rank_overrides(words, {**environment, "RANK": "0"}) == []
+    assert compose.rank_overrides(["seed=1"], {}) == []

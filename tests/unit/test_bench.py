@@ -1,0 +1,61 @@
+"""task=bench: what it measures and how it reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from src.errors import UserError
+from src.tasks.bench import PeakMemory, bench_evaluation, resident_bytes, run
+
+
+def config(tmp_path: Path, **task: object) -> DictConfig:
+    sizes = {"parts": ["evaluation"], "num_captions": 600, "num_videos": 30, "dim": 16, "batches": 2, "steps": 1}
+    return OmegaConf.create({"seed": 0, "task": {**sizes, **task}, "paths": {"run_dir": str(tmp_path / "run")}})
+
+
+def test_evaluation_is_measured_and_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(config(tmp_path))
+    stored = json.loads((tmp_path / "run" / "bench.json").read_text())
+    found = stored["evaluation"]
+    assert (found["captions"], found["videos"], found["dim"]) == (600, 30, 16)
+    assert found["CPU-s"] > 0
+    assert found["ratio to matmul"] == pytest.approx(found["CPU-s"] / found["bare matmul CPU-s"])
+    assert stored["machine"]["cores"] >= 1
+    assert "MB above embeddings" in capsys.readouterr().out
+
+
+def test_unknown_parts_are_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found 'lader', expected some of evaluation, loader, model"):
+        run(config(tmp_path, parts=["lader"]))
+
+
+def test_a_slow_loader_is_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.tasks.bench.bench_loader", lambda cfg: {"samples/s": 11.0})
+    for speed, warned in ((10.0, True), (9.0, False)):
+        monkeypatch.setattr("src.tasks.bench.bench_model", lambda cfg, speed=speed: {"samples/s": speed})
+        run(config(tmp_path, parts=["loader", "model"]))
+        assert ("warning: the loader" in capsys.readouterr().out) == warned
+        stored = json.loads((tmp_path / "run" / "bench.json").read_text())
+        assert stored["model"]["loader / model"] == pytest.approx(11 / speed)
+
+
+def test_peak_memory_sees_what_is_gone_again() -> None:
+    assert resident_bytes() > 10e6
+    with PeakMemory() as memory:
+        np.ones(10_000_000).sum()  # 80 MB
+    assert 60 < memory.megabytes < 200
+
+
+@pytest.mark.slow
+def test_full_size_evaluation_keeps_its_budget(tmp_path: Path) -> None:
+    """59,800 captions, 2,990 videos, 512 dimensions, both directions, one thread."""
+    found = bench_evaluation(config(tmp_path, num_captions=59_800, num_videos=2_990, dim=512))
+    assert found["CPU-s"] <= 12
+    assert found["MB above embeddings"] <= 300

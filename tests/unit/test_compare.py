@@ -1,0 +1,158 @@
+"""Comparison tables: seeds, protocols, bootstrap."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+
+from src.errors import UserError
+from src.metrics.retrieval import evaluate_matrix
+from src.reports.compare import compare_runs, paired_bootstrap, read_ranks
+from src.reports.report import ReportFacts, write_report
+from src.tasks.compare import find_runs, run
+
+
+def make_run(
+    folder: Path, noise: float, seed: int, *, split: str = "test-a", model: str = "M", **config: object
+) -> Path:
+    """A finished run of a fake model: diagonal plus noise."""
+    matrix = np.eye(40) + noise * np.random.default_rng(seed + int(1000 * noise)).standard_normal((40, 40))
+    result = evaluate_matrix(matrix.repeat(2, axis=0), torch.arange(80) // 2, 40)
+    protocol = {"dataset": "toy", "split": split, "model": model, "checkpoint": "best", "seed": seed}
+    write_report(folder, result, ReportFacts(protocol=protocol, captions={}, videos={}))
+    values = {"seed": seed, "paths": {"run_dir": str(folder)}, "model": {"noise": noise}, **config}
+    values["trainer"] = {"default_root_dir": f"{folder}/x"}  # differs between seeds and must not matter
+    (folder / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return folder
+
+
+def recall(folder: Path, side: str = "t2v") -> float:
+    return json.loads((folder / "metrics.json").read_text())[side]["R1"]
+
+
+def test_seeds_become_mean_and_standard_deviation(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"{noise}_{seed}", noise, seed) for noise in (0.3, 0.6) for seed in (0, 1, 2)]
+    (table,) = compare_runs(runs).tables
+    assert len(table.rows) == 2
+    assert [row[1] for row in table.rows] == ["0,1,2", "0,1,2"]
+    assert table.rows[0][0] == "M model.noise=0.3"
+    values = [recall(folder) for folder in runs[:3]]
+    assert table.rows[0][2] == f"{np.mean(values):.1f} ({np.std(values, ddof=1):.1f})"
+    assert (0, 2) in table.best
+    assert (1, 2) not in table.best
+    assert "mean (sample standard deviation) over seeds" in table.notes
+
+
+def test_protocols_are_never_mixed(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / split, 0.3, 0, split=split) for split in ("test-a", "test-b")]
+    tables = compare_runs(runs).tables
+    assert len(tables) == 2
+    assert "test-a" in tables[0].title
+    assert "test-b" in tables[1].title
+    assert all("2 protocols: compare numbers within one table only" in table.notes for table in tables)
+    assert all(len(table.rows) == 1 and not table.best for table in tables)
+
+
+def test_rows_are_named_by_what_differs(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "a", 0.3, 0, optimizer={"lr": 0.1, "name": "x"}),
+        make_run(tmp_path / "b", 0.3, 0, optimizer={"lr": 0.2, "name": "x"}),
+        make_run(tmp_path / "c", 0.5, 0, model="Other", optimizer={"lr": 0.1, "name": "x"}),
+    ]
+    (table,) = compare_runs(runs).tables
+    assert [row[0] for row in table.rows] == ["M optimizer.lr=0.1", "M optimizer.lr=0.2", "Other optimizer.lr=0.1"]
+
+
+def test_runs_without_configuration_are_told_apart_by_model_or_folder(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, 0.3, 0, model=model) for name, model in (("a", "M"), ("b", "N"))]
+    for folder in runs:
+        (folder / "config.yaml").unlink()
+    (table,) = compare_runs(runs).tables
+    assert [row[0] for row in table.rows] == ["M", "N"]
+
+
+def test_a_repeated_seed_is_pointed_out(tmp_path: Path) -> None:
+    (table,) = compare_runs([make_run(tmp_path / name, 0.3, 0) for name in "ab"]).tables
+    assert table.rows[0][1] == "0,0 (repeated)"
+
+
+def test_two_runs_get_a_paired_bootstrap(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a", 0.8, 0), make_run(tmp_path / "b", 0.1, 0)]
+    (table,) = compare_runs(runs).tables
+    difference = recall(runs[1]) - recall(runs[0])
+    assert any(f"= {difference:+.1f} points" in note and "p < 0.001" in note for note in table.notes)
+
+
+def test_bootstrap_against_the_known_distribution() -> None:
+    rng = np.random.default_rng(0)
+    a = {str(n): (str(n), 1.0 + float(rng.random() < 0.5)) for n in range(500)}
+    same = paired_bootstrap(a, dict(a))
+    assert (same.value, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)
+    b = {q: (v, 1.0 + float(rng.random() < 0.5)) for q, (v, _) in a.items()}
+    found = paired_bootstrap(a, b)
+    gain = np.array([float(b[q][1] <= 1) - float(a[q][1] <= 1) for q in a])
+    half_width = 1.96 * 100 * gain.std() / np.sqrt(len(gain))
+    assert found.value == pytest.approx(100 * gain.mean())
+    assert (found.high - found.low) / 2 == pytest.approx(half_width, rel=0.05)
+    assert found == paired_bootstrap(a, b), "not reproducible"
+
+
+def test_captions_of_one_video_are_not_independent() -> None:
+    """Ten copies of each query add no evidence."""
+    rng = np.random.default_rng(1)
+    ranks = [(1.0 + float(rng.random() < 0.5), 1.0 + float(rng.random() < 0.5)) for _ in range(100)]
+    one = [{str(v): (str(v), pair[side]) for v, pair in enumerate(ranks)} for side in (0, 1)]
+    ten = [{f"{v}-{n}": (str(v), pair[side]) for v, pair in enumerate(ranks) for n in range(10)} for side in (0, 1)]
+    assert paired_bootstrap(*ten) == paired_bootstrap(*one)
+
+
+def test_bootstrap_wants_the_same_queries(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found 1 and 2 queries"):
+        paired_bootstrap({"a": ("v", 1.0)}, {"a": ("v", 1.0), "b": ("v", 1.0)})
+    runs = [make_run(tmp_path / "a", 0.8, 0), make_run(tmp_path / "b", 0.1, 0)]
+    (runs[0] / "ranks.csv").unlink()
+    (table,) = compare_runs(runs).tables
+    assert any("not compared" in note for note in table.notes)
+
+
+def test_ranks_are_read_back(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", 0.5, 0)
+    ranks = read_ranks(folder, "t2v")
+    assert len(ranks) == 80
+    assert ranks["5"][0] == "2"
+    assert 100 * np.mean([rank <= 1 for _, rank in ranks.values()]) == pytest.approx(recall(folder))
+    assert len(read_ranks(folder, "v2t")) == 40
+
+
+def test_written_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "runs" / "a", 0.3, 0)
+    make_run(tmp_path / "runs" / "b", 0.6, 0)
+    run(OmegaConf.create({"runs": [str(tmp_path / "runs")], "paths": {"run_dir": str(tmp_path / "out")}}))
+    assert "M model.noise=0.3" in capsys.readouterr().out
+    assert "| M model.noise=0.3 |" in (tmp_path / "out" / "comparison.md").read_text()
+    assert r"\begin{tabular}" in (tmp_path / "out" / "comparison.tex").read_text()
+    rows = list(csv.reader((tmp_path / "out" / "comparison.csv").read_text().splitlines()[1:]))
+    assert rows[0][:3] == ["run", "seeds", "t2v R@1"]
+    assert float(rows[1][2]) == pytest.approx(recall(tmp_path / "runs" / "a"), abs=0.05)
+
+
+def test_run_folders_are_found_once_and_mistakes_are_named(tmp_path: Path) -> None:
+    a, b = make_run(tmp_path / "x" / "a", 0.3, 0), make_run(tmp_path / "x" / "b", 0.6, 0)
+    assert find_runs([str(a), str(tmp_path / "*"), str(b)]) == [a.resolve(), b.resolve()]
+    with pytest.raises(UserError, match="holds no metrics"):
+        find_runs([str(tmp_path / "nowhere")])
+    with pytest.raises(UserError, match="expected runs="):
+        find_runs([])
+    (a / "metrics.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="no usable metrics"):
+        compare_runs([a])
+    (a / "metrics.json").write_text(json.dumps({"protocol": {}, "t2v": {}, "v2t": {}}), encoding="utf-8")
+    with pytest.raises(UserError, match="metrics are missing"):
+        compare_runs([a])
