@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from src.errors import UserError
 
@@ -45,3 +48,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """A `ModelCheckpoint` whose record survives that a run is resumed in a new folder.
+
+    Lightning forgets the best score when the folder changes, so the best of the later epochs would be reported as
+    the best of all. Here the files so far are copied into the new folder and their scores are kept.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        before, now = Path(state_dict["dirpath"]), Path(str(self.dirpath))
+        if before != now:
+            for path in before.glob(f"{self.filename}.ckpt"):
+                _copy(path, now / path.name)
+            state_dict = {key: _moved(value, str(before), str(now)) for key, value in state_dict.items()}
+        super().load_state_dict(state_dict)
+
+
+@rank_zero_only
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _moved(value: Any, before: str, now: str) -> Any:
+    """Replace the folder in paths, also where they are keys."""
+    if isinstance(value, str):
+        return value.replace(before, now, 1) if value.startswith(before) else value
+    if isinstance(value, dict):
+        return {_moved(key, before, now): item for key, item in value.items()}
+    return value

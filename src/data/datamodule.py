@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -261,15 +261,17 @@ class RetrievalDataModule(LightningDataModule, ABC):
     @property
     def problems(self) -> list[Problem]:
         """What is missing from the parts asked for, each once: left out by the split, or unreadable in any process."""
-        found = [
-            Problem(item.video_id, item.detail, f"{item.kind} ({item.part} part)")
+        unreadable = list(self.source.problems.values())
+        if self.problems_file is not None:
+            unreadable += read_problems(self.problems_file)
+        part_of = {video.id: part.name for part in self.applied.parts.values() for video in part.videos}
+        left_out = [
+            Problem(item.video_id, item.path, item.detail, item.kind, item.part)
             for item in self.applied.excluded
             if item.part in self._used_parts
         ]
-        found += self.source.problems.values()
-        if self.problems_file is not None:
-            found += read_problems(self.problems_file)
-        return list(dict.fromkeys(found))
+        found = [replace(problem, part=part_of.get(problem.video_id, "")) for problem in unreadable]
+        return list(dict.fromkeys(left_out + found))
 
     def describe(self, part: str = "test") -> dict[str, Any]:
         """Protocol facts of one part: what a number in a table depends on besides the model."""
@@ -346,3 +348,29 @@ class RetrievalDataModule(LightningDataModule, ABC):
             # Turns a hang into an error; no sooner than a batch of files that all reach their time limit.
             "timeout": 60 + self.timeout_s * batch_size if self.timeout_s else 0,
         }
+
+
+class Loaders(LightningDataModule):
+    """What a trainer gets of a benchmark: the loaders.
+
+    The benchmarks are dataclasses, and Lightning takes dataclasses among the arguments of a spawned process apart
+    to look for modules; it refuses frozen ones, such as the split. This plain object is left whole.
+    """
+
+    def __init__(self, benchmark: RetrievalDataModule) -> None:
+        super().__init__()
+        self.benchmark = benchmark
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    def setup(self, stage: str) -> None:
+        self.benchmark.trainer = self.trainer
+        self.benchmark.setup(stage)
+
+    def train_dataloader(self) -> BatchLoader[PairBatch]:
+        return self.benchmark.train_dataloader()
+
+    def val_dataloader(self) -> list[BatchLoader[Any]]:
+        return self.benchmark.val_dataloader()
+
+    def test_dataloader(self) -> list[BatchLoader[Any]]:
+        return self.benchmark.test_dataloader()

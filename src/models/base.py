@@ -70,7 +70,7 @@ class RetrievalModule(LightningModule, ABC):
         self._scheduler: SchedulerFactory | None = None
         self._total_steps = 0
         self._seed = 0
-        self._ties: Ties = "optimistic"
+        self._ties: Ties = "average"
         self._topk = 10
 
     # ---- what a model implements -------------------------------------------------------------
@@ -187,7 +187,7 @@ class RetrievalModule(LightningModule, ABC):
             result = evaluate(text, video, self.similarity, ties=self._ties, topk=self._topk)
         self.results[stage] = result
         self.embeddings[stage] = (text, video)
-        self.log_dict(result.scalars(stage), rank_zero_only=True)
+        self.log_dict(result.scalars(stage), sync_dist=True)  # equal on all processes
 
 
 def _as_float32(embedding: Embedding) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
@@ -40,6 +41,15 @@ def _arguments(cfg: DictConfig, group: str) -> dict[str, Any]:
 
 def build_model(cfg: DictConfig) -> RetrievalModule:
     return _make(_arguments(cfg, "model"))
+
+
+def empty_model(cfg: DictConfig) -> RetrievalModule:
+    """The configured model with shapes but without values: nothing is allocated or fetched."""
+    model_cfg = plain(cfg.model)
+    if "pretrained" in model_cfg:
+        model_cfg["pretrained"] = None
+    with torch.device("meta"):
+        return build_model(OmegaConf.create({"model": model_cfg}))
 
 
 def build_datamodule(cfg: DictConfig, inputs: InputSpec) -> RetrievalDataModule:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from src.errors import UserError
 from src.models.base import RetrievalModule
+from src.models.weights import load_strictly
 
 
 def resolve_checkpoint(name: str, run_dir: Path) -> Path:
@@ -76,32 +76,4 @@ def load_weights(model: RetrievalModule, path: Path) -> None:
         UserError: names or shapes differ from the model's; the message lists the first of each kind.
     """
     state = read_checkpoint(path)["state_dict"]
-    check_state(model, state, path)
-    model.load_state_dict(state)
-
-
-def check_state(model: RetrievalModule, state: Mapping[str, Tensor], path: Path) -> None:
-    """Raise UserError unless `state` has exactly the model's names and shapes."""
-    own = model.state_dict()
-    missing = own.keys() - state.keys()
-    unexpected = state.keys() - own.keys()
-    reshaped = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
-    if not (missing or unexpected or reshaped):
-        return
-    found = []
-    for label, names in (("missing", missing), ("unexpected", unexpected)):
-        if names:
-            found.append(f"{len(names)} {label} ({_first(names)})")
-    if reshaped:
-        name = min(reshaped)
-        found.append(
-            f"{len(reshaped)} of another shape ({name}: {tuple(state[name].shape)} instead of {tuple(own[name].shape)})"
-        )
-    raise UserError(
-        f"{path} does not fit {type(model).__name__}: {'; '.join(found)}; expected all {len(own)} tensors; "
-        "choose the model= and model.arch= that it was trained with (config.yaml beside the checkpoint)"
-    )
-
-
-def _first(names: Iterable[str]) -> str:
-    return min(names)
+    load_strictly(model, state, str(path))

@@ -9,8 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from src.models.base import RetrievalModule
 from src.models.clip_retrieval import ClipRetrievalModule
 from src.models.clip_tower import clip_state
 from src.models.weights import check_fit, read_state_dict
-from src.tasks.build import build_model, plain
+from src.tasks.build import empty_model, plain
 
 log = logging.getLogger(__name__)
 
@@ -55,15 +54,6 @@ def run(cfg: DictConfig) -> None:
     _write(output, tensors, facts)
     log.info("converted %s tensors (%s parameters)", facts["tensors"], f"{facts['parameters']:,}")
     log.info("weights: %s", output)
-
-
-def empty_model(cfg: DictConfig) -> RetrievalModule:
-    """The configured model with shapes but without values: nothing is allocated or fetched."""
-    model_cfg = plain(cfg.model)
-    if "pretrained" in model_cfg:
-        model_cfg["pretrained"] = None
-    with torch.device("meta"):
-        return build_model(OmegaConf.create({"model": model_cfg}))
 
 
 def _paths(cfg: DictConfig) -> tuple[Path, Path]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import nn
 
 from src.batch import InputSpec
-from src.tasks.convert import empty_model
+from src.tasks.build import empty_model
 
 DEPTH = 3  # levels of the module tree
 

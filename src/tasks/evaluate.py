@@ -7,8 +7,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 from pytorch_lightning import seed_everything
 
+from src.data.datamodule import Loaders
 from src.errors import UserError
-from src.tasks.build import build_datamodule, build_model, build_trainer
+from src.tasks.build import build_datamodule, build_model, build_trainer, empty_model
 from src.tasks.checkpoint import load_weights, resolve_checkpoint
 from src.tasks.outcome import ResultWriter, optimized_value
 
@@ -22,7 +23,6 @@ def run(cfg: DictConfig) -> float | None:
     Raises:
         UserError: no weights were named, or they do not fit the model.
     """
-    seed_everything(cfg.seed, workers=True, verbose=False)
     pretrained = cfg.model.get("pretrained")
     if cfg.ckpt_path is None and pretrained is None and not cfg.task.random_weights:
         raise UserError(
@@ -30,15 +30,18 @@ def run(cfg: DictConfig) -> float | None:
             "type ckpt_path=runs/fit/…/checkpoints/best.ckpt, model.pretrained=openai for zero-shot, "
             "or task.random_weights=true to evaluate an untrained model on purpose"
         )
+    # Data before weights: what is missing shows before anything large is fetched.
+    datamodule = build_datamodule(cfg, empty_model(cfg).input_spec)
+    datamodule.setup()
+    seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg)
     label = f"pretrained={pretrained}" if pretrained else "random weights"
     if cfg.ckpt_path is not None:
         checkpoint = resolve_checkpoint(cfg.ckpt_path, Path(cfg.paths.run_dir))
         load_weights(model, checkpoint)
         label = str(cfg.ckpt_path)
-    datamodule = build_datamodule(cfg, model.input_spec)
     writer = ResultWriter(cfg, checkpoint=label)
     model.configure_evaluation(ties=cfg.ties, topk=10)
     trainer = build_trainer(cfg, [writer])
-    trainer.test(model, datamodule=datamodule, verbose=False)
+    trainer.test(model, datamodule=Loaders(datamodule), verbose=False)
     return optimized_value(cfg)

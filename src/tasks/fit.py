@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Trainer, seed_everything
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from src.callbacks import History, SaveOnSigterm
-from src.data.datamodule import RetrievalDataModule
+from src.callbacks import History, MovableCheckpoint, SaveOnSigterm
+from src.data.datamodule import Loaders, RetrievalDataModule
 from src.errors import UserError
 from src.models.base import RetrievalModule
-from src.tasks.build import build_datamodule, build_model, build_optimization, build_trainer
-from src.tasks.checkpoint import check_state, load_weights, read_checkpoint, resolve_checkpoint
+from src.models.weights import check_fit
+from src.tasks.build import build_datamodule, build_model, build_optimization, build_trainer, empty_model
+from src.tasks.checkpoint import load_weights, read_checkpoint, resolve_checkpoint
 from src.tasks.outcome import ResultWriter, optimized_value
 
 SIGTERM_EXIT_CODE = 143
@@ -34,52 +34,57 @@ def run(cfg: DictConfig) -> float | None:
         SystemExit: with code 143 after SIGTERM; `checkpoints/last.ckpt` is saved.
     """
     run_dir = Path(cfg.paths.run_dir)
+    # Data before weights: what is missing shows before anything large is fetched.
+    datamodule = build_datamodule(cfg, empty_model(cfg).input_spec)
+    datamodule.setup()
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg)
-    datamodule = build_datamodule(cfg, model.input_spec)
     datamodule.select_on("test" if cfg.selection == "test" else "val")
     history = History(run_dir / "metrics.csv")
-    best, last = _checkpoints(cfg, run_dir)
     writer = ResultWriter(cfg, checkpoint="best" if cfg.selection != "last" else "last", history=history)
-    saving = [history, SaveOnSigterm(run_dir / "checkpoints" / "last.ckpt"), last, *([best] if best else [])]
-    trainer = build_trainer(cfg, [*saving, writer])
+    folder = run_dir / "checkpoints"
+    callbacks = [history, SaveOnSigterm(folder / "last.ckpt"), *_checkpoints(cfg, folder), writer]
+    trainer = build_trainer(cfg, callbacks)
     _configure(cfg, model, datamodule, trainer)
     resume = _resume_path(cfg, model, run_dir)
     try:
-        trainer.fit(model, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+        trainer.fit(model, datamodule=Loaders(datamodule), ckpt_path=resume, weights_only=True)
     except SIGTERMException:
         raise SystemExit(SIGTERM_EXIT_CODE) from None
     if trainer.interrupted:
         raise SystemExit(1)
-    if best is not None and best.best_model_path:
-        load_weights(model, Path(best.best_model_path))
-    trainer.test(model, datamodule=datamodule, verbose=False)
-    return optimized_value(cfg, best)
+    if cfg.selection != "last":
+        load_weights(model, folder / "best.ckpt")
+    trainer.test(model, datamodule=Loaders(datamodule), verbose=False)
+    return optimized_value(cfg)
 
 
-def _checkpoints(cfg: DictConfig, run_dir: Path) -> tuple[ModelCheckpoint | None, ModelCheckpoint]:
-    """best.ckpt by the metric that `selection` names (None for "last"), and last.ckpt after every epoch.
+def _checkpoints(cfg: DictConfig, folder: Path) -> list[Callback]:
+    """best.ckpt by the metric that `selection` names (absent for "last"), and last.ckpt after every epoch.
 
     Two callbacks, since Lightning's `save_last` only writes when the best one changes.
     """
     common: dict[str, Any] = {
-        "dirpath": run_dir / "checkpoints",
+        "dirpath": folder,
         "auto_insert_metric_name": False,  # the metric's slashes would become folders
         "enable_version_counter": False,
         "save_on_train_epoch_end": True,  # after validation, and after `History` has its row
     }
-    last = ModelCheckpoint(filename="last", **common)
+    last = MovableCheckpoint(filename="last", **common)
     if cfg.selection == "last":
-        return None, last
-    return ModelCheckpoint(filename="best", monitor=cfg.optimized_metric or "val/t2v/R1", mode="max", **common), last
+        return [last]
+    return [
+        MovableCheckpoint(filename="best", monitor=cfg.optimized_metric or "val/t2v/R1", mode="max", **common),
+        last,
+    ]
 
 
 def _configure(cfg: DictConfig, model: RetrievalModule, datamodule: RetrievalDataModule, trainer: Trainer) -> None:
     """Tell the model its optimisation and evaluation options."""
     optimizer, scheduler = build_optimization(cfg)
-    datamodule.setup("fit")
     batches = datamodule.batches_per_epoch(trainer.world_size)
-    limit = cfg.trainer.limit_train_batches
+    limit = cfg.trainer.overfit_batches or cfg.trainer.limit_train_batches
+    limit = int(cfg.trainer.fast_dev_run) or limit
     batches = min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
     total_steps = -(-batches // cfg.trainer.accumulate_grad_batches) * cfg.trainer.max_epochs
     if cfg.trainer.max_steps > 0:
@@ -94,7 +99,7 @@ def _resume_path(cfg: DictConfig, model: RetrievalModule, run_dir: Path) -> Path
         return None
     path = resolve_checkpoint(cfg.ckpt_path, run_dir)
     checkpoint = read_checkpoint(path)
-    check_state(model, checkpoint["state_dict"], path)
+    check_fit(model, checkpoint["state_dict"], str(path))
     if "optimizer_states" not in checkpoint:
         raise UserError(
             f"{path} holds weights only, expected a checkpoint of task=fit with its optimiser; "

@@ -41,6 +41,7 @@ def run_job(cfg: DictConfig, report: Callable[[Exception], int]) -> float | None
     failed = True
     try:
         check(cfg, Context({k: str(v) for k, v in hydra_cfg.runtime.choices.items() if v is not None}, is_multirun))
+        OmegaConf.resolve(cfg)  # other processes of the run know nothing of Hydra's values
         _write_config(cfg)
         value = _task(cfg)(cfg)
         failed = False
@@ -63,7 +64,7 @@ def _write_config(cfg: DictConfig) -> None:
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
         folder = Path(cfg.paths.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        OmegaConf.save(cfg, folder / "config.yaml")
 
 
 def _task(cfg: DictConfig) -> Callable[[DictConfig], float | None]:

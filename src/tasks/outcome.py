@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import sys
@@ -14,7 +15,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
 
 from src.batch import TextEmbedding, VideoEmbedding
 from src.callbacks import History
@@ -62,7 +62,7 @@ class ResultWriter(Callback):
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, RetrievalModule)
-        datamodule: RetrievalDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        datamodule: RetrievalDataModule = trainer.datamodule.benchmark  # type: ignore[attr-defined]
         result = pl_module.results["test"]
         text, video = pl_module.embeddings["test"]
         now = time.perf_counter()
@@ -84,7 +84,7 @@ class ResultWriter(Callback):
         page = write_report(self.run_dir, result, facts)
         print_table(result, facts.protocol, skills)
         for problem in facts.problems[:SHOWN_PROBLEMS]:
-            sys.stdout.write(f"excluded: {problem.video_id} ({problem.reason})\n")
+            sys.stdout.write(f"excluded: {problem.kind} {problem.video_id} ({problem.part}): {problem.reason}\n")
         if len(facts.problems) > SHOWN_PROBLEMS:
             sys.stdout.write(f"excluded: {len(facts.problems) - SHOWN_PROBLEMS} more, listed in the report\n")
         sys.stdout.write(f"report: {page}\n")
@@ -155,14 +155,20 @@ class _Thumbnails:
         return buffer.getvalue()
 
 
-def optimized_value(cfg: DictConfig, checkpoints: ModelCheckpoint | None = None) -> float | None:
-    """The metric that a sweep optimises: the selected checkpoint's score, else that of the test."""
+def optimized_value(cfg: DictConfig) -> float | None:
+    """The metric that a sweep maximises: its best epoch, or the test's where there was no such validation.
+
+    Read from the files, since under a spawning strategy the work was done in other processes.
+    """
     if cfg.optimized_metric is None:
         return None
-    if checkpoints is not None and checkpoints.best_model_score is not None:
-        return float(checkpoints.best_model_score)
-    # From the file, since the test may have run in another process.
-    value: Any = json.loads((Path(cfg.paths.run_dir) / "metrics.json").read_text(encoding="utf-8"))
+    run_dir = Path(cfg.paths.run_dir)
+    if (run_dir / "metrics.csv").is_file():
+        with (run_dir / "metrics.csv").open(newline="") as file:
+            values = [float(row[cfg.optimized_metric]) for row in csv.DictReader(file) if row.get(cfg.optimized_metric)]
+        if values:
+            return max(values)
+    value: Any = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     for key in cfg.optimized_metric.split("/")[1:]:
         value = value[key]
     return float(value)

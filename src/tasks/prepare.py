@@ -14,7 +14,7 @@ from src.data.frame_cache import Recipe
 from src.data.splits import Part
 from src.data.video import append_problem
 from src.errors import UserError
-from src.tasks.build import build_datamodule, build_model
+from src.tasks.build import build_datamodule, empty_model
 
 SHOWN_PROBLEMS = 20
 
@@ -28,7 +28,7 @@ def run(cfg: DictConfig) -> None:
     unknown = sorted(set(cfg.task.parts) - set(get_args(Part)))
     if unknown:
         raise UserError(f"found task.parts with {', '.join(unknown)}, expected some of {', '.join(get_args(Part))}")
-    inputs = build_model(_untrained(cfg)).input_spec
+    inputs = empty_model(cfg).input_spec
     if inputs.frames is None:
         raise UserError("found a model that reads no frames, expected one that does; give model=clip2video")
     datamodule = build_datamodule(_with(cfg, {"dataset": {"cache": "none"}}), inputs)
@@ -49,11 +49,6 @@ def _with(cfg: DictConfig, changes: dict[str, dict[str, object]]) -> DictConfig:
     merged = OmegaConf.merge(cfg, changes)
     assert isinstance(merged, DictConfig)
     return merged
-
-
-def _untrained(cfg: DictConfig) -> DictConfig:
-    """Weights are not needed to know which frames a model takes."""
-    return _with(cfg, {"model": {"pretrained": None}}) if "pretrained" in cfg.model else cfg
 
 
 def _report(console: Console, filled: Filled, folder: Path, problems_file: Path) -> None:
