@@ -46,10 +46,12 @@ class TaskKeys:
     Attributes:
         name: the module of src.tasks that runs.
         uses: groups that the task needs complete; all when absent.
+        folder: in the path of the run folder, in place of DATASET_MODEL.
     """
 
     name: TaskName
     uses: list[str] = field(default_factory=list)
+    folder: str | None = None
 
 
 @dataclass(frozen=True)

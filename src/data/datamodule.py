@@ -88,7 +88,10 @@ class BatchLoader(DataLoader[Any], Generic[BatchT]):
                 owed -= 1
                 yield good
         if owed:
-            raise UserError("no training video could be read; run task=check_data to see the reasons")
+            raise UserError(
+                "found no training video that can be read, expected at least one; "
+                "run task=check_data task.decode=true to see the reasons"
+            )
 
 
 @dataclass(eq=False, kw_only=True, repr=False)

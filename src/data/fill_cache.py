@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from src.data.annotation import VideoRecord
-from src.data.frame_cache import Recipe, begin, is_current, write_shard
+from src.data.cache_writer import begin, write_shard
+from src.data.frame_cache import Recipe, is_current
 from src.data.video import DEFAULT_TIMEOUT_S, Problem
 from src.errors import UserError
 

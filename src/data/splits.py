@@ -94,12 +94,14 @@ class Exclusion:
         part: the part it would have been in.
         kind: "missing video", "empty caption" or "video without caption".
         video_id: the video concerned.
-        detail: path or caption position, for the list that reports print.
+        path: its file.
+        detail: what exactly, for the list that reports print.
     """
 
     part: str
     kind: Literal["missing video", "empty caption", "video without caption"]
     video_id: str
+    path: str
     detail: str
 
 
@@ -173,7 +175,7 @@ def apply_split(
     if missing and spec.subset == "full":
         raise UserError(
             f"split {spec.name!r}: {len(missing)} of {sum(map(len, by_part.values()))} video files are missing "
-            f"(first: {missing[0].video_id!r} at {missing[0].detail}), expected all of them; "
+            f"(first: {missing[0].video_id!r} at {missing[0].path}), expected all of them; "
             "add the files, or use what is there with split.subset=available"
         )
     return AppliedSplit(spec, parts, tuple(excluded))
@@ -211,7 +213,8 @@ def _ids_of(spec: SplitSpec, annotation: Annotation, part: str) -> tuple[str, ..
     if list_name not in annotation.splits:
         found = ", ".join(annotation.splits) or "none"
         raise UserError(
-            f"split {spec.name!r}: {part} uses the list {list_name!r}, but the data set has {found}; set split.parts"
+            f"split {spec.name!r}: {part} uses the list {list_name!r}, expected one that the data set has ({found}); "
+            f"name it with split.parts.{part}=LIST, or do without this part: ~split.parts.{part}"
         )
     ids = annotation.splits[list_name]
     repeated = [video_id for video_id, count in Counter(ids).items() if count > 1]
@@ -290,16 +293,17 @@ def _build_part(
     excluded: list[Exclusion] = []
     for video_id, of_video in captions.items():
         record = records[video_id]
+        path = str(record.path)
         if available is not None and not available(record):
-            excluded.append(Exclusion(part, "missing video", video_id, str(record.path)))
+            excluded.append(Exclusion(part, "missing video", video_id, path, "file not found"))
             continue
         # A caption without a word cannot be a query, and would match every video equally in training.
         usable = [caption for caption in of_video if caption.text.strip()]
         for position, caption in enumerate(of_video):
             if not caption.text.strip():
-                excluded.append(Exclusion(part, "empty caption", video_id, f"caption {position} of the video"))
+                excluded.append(Exclusion(part, "empty caption", video_id, path, f"caption {position} is empty"))
         if not usable:
-            excluded.append(Exclusion(part, "video without caption", video_id, str(record.path)))
+            excluded.append(Exclusion(part, "video without caption", video_id, path, "it has no caption with a word"))
             continue
         video_index += [len(videos)] * len(usable)
         videos.append(record)

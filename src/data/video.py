@@ -42,11 +42,21 @@ class VideoError(UserError):
 
 @dataclass(frozen=True)
 class Problem:
-    """A video that was left out, and why; one line of `problems.jsonl`."""
+    """Something that was left out, and why; one line of `problems.jsonl`.
+
+    Attributes:
+        video_id: the video concerned.
+        path: its file.
+        reason: what is wrong with it.
+        kind: what it is counted as.
+        part: part of the split; "" = unknown to whoever met it.
+    """
 
     video_id: str
     path: str
     reason: str
+    kind: str = "unreadable video"
+    part: str = ""
 
 
 def append_problem(file: Path, problem: Problem) -> None:

@@ -20,7 +20,7 @@ RANK_COLUMNS = (
 
 
 class ProblemFacts(Protocol):
-    """A file that could not be used."""
+    """A video or caption that could not be used."""
 
     @property
     def video_id(self) -> str: ...
@@ -28,6 +28,10 @@ class ProblemFacts(Protocol):
     def path(self) -> object: ...
     @property
     def reason(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def part(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class ReportFacts:
         captions: caption id -> text.
         videos: video id -> facts.
         history: one row of logged values per epoch.
-        problems: files that were excluded.
+        problems: videos and captions that were excluded, of every part that the run used.
         skills: skill -> metrics, where the benchmark has skills.
         timing: phase -> seconds.
         thumbnail: video id -> JPEG bytes, or None where there is no picture.
@@ -95,11 +99,20 @@ def metrics_json(result: RetrievalResult, facts: ReportFacts) -> dict[str, objec
         content["skills"] = {skill: dict(row) for skill, row in facts.skills.items()}
     content["timing"] = dict(facts.timing)
     content["excluded"] = {
-        "videos": len(facts.problems),
-        "captions": len(result.excluded_captions),
+        "captions_of_unreadable_videos": len(result.excluded_captions),
         "videos_without_caption": len(result.video_ids) - len(result.v2t_ids),
+        "by_part": excluded_counts(facts.problems),
     }
     return content
+
+
+def excluded_counts(problems: Sequence[ProblemFacts]) -> dict[str, dict[str, int]]:
+    """Part -> what was left out -> how many."""
+    counts: dict[str, dict[str, int]] = {}
+    for problem in problems:
+        of_part = counts.setdefault(problem.part or "unknown", {})
+        of_part[problem.kind] = of_part.get(problem.kind, 0) + 1
+    return counts
 
 
 def rank_rows(result: RetrievalResult, facts: ReportFacts) -> list[tuple[object, ...]]:

@@ -59,14 +59,15 @@ def _report(console: Console, filled: Filled, folder: Path, problems_file: Path)
         f"{len(filled.problems)} not readable",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
     for problem in filled.problems[:SHOWN_PROBLEMS]:
-        console.print(f"  {problem.video_id}: {problem.reason}", markup=False, highlight=False)
+        console.print(f"  {problem.video_id}: {problem.reason}", markup=False, highlight=False, soft_wrap=True)
     if not filled.problems:
         return
     if len(filled.problems) > SHOWN_PROBLEMS:
         console.print(f"  … and {len(filled.problems) - SHOWN_PROBLEMS} more")
-    console.print(f"all of them in {problems_file}", markup=False, highlight=False)
+    console.print(f"all of them in {problems_file}", markup=False, highlight=False, soft_wrap=True)
     if not filled.before + filled.stored:
         raise UserError(
             f"none of {len(filled.problems)} videos could be read (first: {filled.problems[0].path}: "

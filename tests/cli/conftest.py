@@ -55,7 +55,7 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def environment(toy_data: Path) -> dict[str, str]:
     return os.environ | {
         "VIDEOTEXT_DATA": str(toy_data),
@@ -77,23 +77,27 @@ def command(tmp_path: Path) -> Callable[..., list[str]]:
     return build
 
 
+def run_to_the_end(words: list[str], environment: dict[str, str], **options: Any) -> Outcome:
+    env = environment | options.pop("env", {})
+    cwd = options.pop("cwd", ROOT)
+    done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, **options)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
 @pytest.fixture
-def cli(environment: dict[str, str], command: Callable[..., list[str]], tmp_path: Path) -> Callable[..., Outcome]:
+def cli(environment: dict[str, str], command: Callable[..., list[str]]) -> Callable[..., Outcome]:
     """Run the command line to its end."""
 
     def run(*overrides: str, name: str = "run", tiny: bool = True, **options: Any) -> Outcome:
-        done = subprocess.run(
-            command(*overrides, name=name, tiny=tiny),
-            cwd=options.pop("cwd", ROOT),
-            env=environment | options.pop("env", {}),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            **options,
-        )
-        return Outcome(done.returncode, done.stdout, done.stderr)
+        return run_to_the_end(command(*overrides, name=name, tiny=tiny), environment, **options)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def session_cli(environment: dict[str, str]) -> Callable[..., Outcome]:
+    """The same for fixtures that several tests share; they name their run folder themselves."""
+    return lambda *overrides: run_to_the_end([sys.executable, "-m", "src.run", *TINY, *overrides], environment)
 
 
 @pytest.fixture

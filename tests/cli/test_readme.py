@@ -18,7 +18,7 @@ from src.config import compose
 
 ROOT = Path(__file__).resolve().parents[2]
 # Needs the videos of MSR-VTT, OpenAI's weights or a released checkpoint.
-NOT_HERE = ("dataset=msrvtt", "model.pretrained=openai", "task=convert")
+NOT_HERE = ("msrvtt", "model.pretrained=openai", "task=convert")
 
 
 def commands() -> list[str]:
@@ -37,10 +37,9 @@ def test_readme_has_commands() -> None:
     assert len(commands()) >= 10
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if "--help" not in c])
-def test_command_is_valid(command: str) -> None:
-    words = [word.replace("…", "x") for word in arguments(command)]
-    compose.preflight(compose.parse(words))
+@pytest.mark.parametrize("command", [c for c in commands() if any(word in c for word in NOT_HERE)])
+def test_command_that_cannot_run_here_is_valid(command: str) -> None:
+    compose.preflight(compose.parse(arguments(command)))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from src.tasks import describe
-from src.tasks.convert import empty_model
+from src.tasks.build import empty_model
 
 
 def config(**model: Any) -> Any:

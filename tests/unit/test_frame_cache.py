@@ -18,8 +18,9 @@ import pytest
 from src.batch import FrameSpec
 from src.data import fill_cache, frame_cache
 from src.data.annotation import VideoRecord
+from src.data.cache_writer import begin, write_shard
 from src.data.fill_cache import FillOptions, fill
-from src.data.frame_cache import FrameCache, Recipe, begin, decode, load_frames, write_shard
+from src.data.frame_cache import FrameCache, Recipe, decode, load_frames
 from src.data.video import VideoError
 from src.errors import UserError
 from tests.clips import make_clip, make_truncated, true_frames

@@ -42,6 +42,8 @@ class Broken:
     video_id: str
     path: Path
     reason: str
+    kind: str = "unreadable video"
+    part: str = "test"
 
 
 def sample(captions: int = 10, videos: int = 5, seed: int = 0) -> tuple[RetrievalResult, ReportFacts]:
@@ -92,7 +94,15 @@ def data_of(page: Page) -> dict[str, list[dict[str, object]]]:
 def test_metrics_json_has_the_promised_keys(tmp_path: Path) -> None:
     result, facts = sample()
     skills = {"motion": {"num_videos": 2, "R1": 50.0, "pair_accuracy": 75.0}}
-    facts = replace(facts, skills=skills, timing={"test_s": 1.5}, problems=[Broken("v9", Path("v9.mp4"), "truncated")])
+    facts = replace(facts, skills=skills, timing={"test_s": 1.5})
+    facts = replace(
+        facts,
+        problems=[
+            Broken("v9", Path("v9.mp4"), "truncated"),
+            Broken("v8", Path("v8.mp4"), "0 frames"),
+            Broken("v8", Path("v8.mp4"), "caption 0 is empty", "empty caption", "train"),
+        ],
+    )
     written(tmp_path, result, facts)
     found = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
     assert list(found) == ["protocol", "t2v", "v2t", "SumR", "skills", "timing", "excluded"]
@@ -105,7 +115,11 @@ def test_metrics_json_has_the_promised_keys(tmp_path: Path) -> None:
     assert all(isinstance(value, float) for side in ("t2v", "v2t") for value in found[side].values())
     assert found["SumR"] == pytest.approx(sum(found[s][k] for s in ("t2v", "v2t") for k in ("R1", "R5", "R10")))
     assert found["skills"] == skills
-    assert found["excluded"] == {"videos": 1, "captions": 0, "videos_without_caption": 0}
+    assert found["excluded"] == {
+        "captions_of_unreadable_videos": 0,
+        "videos_without_caption": 0,
+        "by_part": {"test": {"unreadable video": 2}, "train": {"empty caption": 1}},
+    }
 
 
 def test_ranks_csv_holds_every_query_and_survives_any_text(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class FolderDataModule(RetrievalDataModule):
             video_id = self._video_id(path, row)
             if video_id not in videos:
                 tags = tuple((column, _text(row.values[column])) for column in self.tag_columns)
-                videos[video_id] = VideoRecord(video_id, files.find(video_id), tags=tags)
+                videos[video_id] = VideoRecord(video_id, files.claim(path, row, video_id), tags=tags)
             captions += [CaptionRecord(video_id, text) for text in self._captions(path, row)]
             if has_split:
                 members[self._part(path, row)][video_id] = None
@@ -166,6 +166,18 @@ class _FileIndex:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._listed: dict[Path, dict[str, Path]] = {}
+        self._names: dict[Path, str] = {}
+
+    def claim(self, captions_file: Path, row: Row, name: str) -> Path:
+        """The file of a new name; two names of one file would be two videos that nothing can tell apart."""
+        file = self.find(name)
+        other = self._names.setdefault(file, name)
+        if other != name:
+            raise UserError(
+                f"{captions_file}, line {row.line}: {name!r} and {other!r} above are the same file {file.name}, "
+                "expected one name for each video; write it the same way in all rows"
+            )
+        return file
 
     def find(self, name: str) -> Path:
         """The file itself, or the one with a known extension added; where it was expected when there is none."""

@@ -12,12 +12,12 @@ from src.data.toy.scenes import Clip, Scene
 
 _TEMPLATES: dict[str, tuple[str, ...]] = {
     "appearance": (
-        "a {size} {colour} {shape} {placed} of a {background} background",
-        "a still {size} {shape} in {colour} {placed}, {background} background",
-        "there is a {size} {colour} {shape} {placed} of a {background} wall",
-        "{placed} of a {background} picture rests a {size} {colour} {shape}",
-        "one {size} {colour} {shape} stays {placed} in front of a {background} wall",
-        "{background} background with a {size} {colour} {shape} {placed}",
+        "a {size} {colour} {shape} on a {background} background",
+        "a still {size} {shape} in {colour}, {background} background",
+        "there is a {size} {colour} {shape} in front of a {background} wall",
+        "in a {background} picture rests a {size} {colour} {shape}",
+        "one {size} {colour} {shape} stays on a {background} wall",
+        "{background} background with a {size} {colour} {shape}",
     ),
     "motion": (
         "a {colour} {shape} moves {speed} {towards} on a {background} background",
@@ -72,7 +72,6 @@ def words_of(scene: Scene) -> dict[str, str]:
         "shape": scene.shape,
         "background": scene.background,
         "size": scene.size,
-        "placed": "in the middle" if scene.place == "middle" else f"at the {scene.place}",
         "towards": f"to the {scene.direction}",
         "speed": scene.speed,
         "other_colour": scene.other_colour,

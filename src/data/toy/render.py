@@ -1,8 +1,8 @@
 """Pixels of a toy clip.
 
-Motion and order clips are built from one list of frames per pair, which the members show in different order:
+Motion and order clips are built from one set of frames per pair, which the members show in different order:
 averaged over time the two are the same picture, so nothing but order over time can tell them apart.
-Legend: T frames, H height, W width.
+Legend: T frames, H height, W width, C channels.
 """
 
 from __future__ import annotations
@@ -28,48 +28,39 @@ RGB = {
     "brown": (100, 55, 20),
 }
 _SUPERSAMPLING = 3  # shapes are drawn larger and reduced: smooth edges and movement below one pixel
-_SIZE = {"small": 0.28, "large": 0.54}  # side of a still object as a fraction of the frame
-_PLACE = {"left": (0.26, 0.5), "right": (0.74, 0.5), "top": (0.5, 0.26), "bottom": (0.5, 0.74), "middle": (0.5, 0.5)}
+_THICKNESS = 0.3  # of a pillar, a beam or the arm of a cross, fraction of its length
+# Extents and places as fractions of the frame.
+_SIZE = {"small": 0.32, "large": 0.62}
 _MOVING_SIZE = 0.5
 _ORDER_SIZE = 0.6
-_JITTER = 0.04  # largest displacement of a still layout, fraction of the frame
-
-
-def _outline(shape: str, x: float, y: float, side: float) -> list[tuple[float, float]]:
-    """Corner points of a shape that fills a square of this side around (x, y); empty for a circle."""
-    half = side / 2
-    if shape == "square":
-        half *= 0.9  # about the area of the circle
-        return [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]
-    if shape == "triangle":
-        return [(x, y - half), (x + half, y + half), (x - half, y + half)]
-    if shape == "star":
-        radii = [half * 1.1 if corner % 2 == 0 else half * 0.45 for corner in range(10)]
-        angles = [math.pi * (corner / 5 - 0.5) for corner in range(10)]
-        return [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
-    return []
+_BESIDE_SIGN_SIZE = 0.36
+_FRAMED_SIZE = 0.4
+_FRAME_THICKNESS = 0.13
+_JITTER = 0.04  # largest displacement of a layout
 
 
 class _Canvas:
     """A frame drawn in fractions of its side."""
 
     def __init__(self, size: int, background: str) -> None:
-        self.size = size
         self.side = size * _SUPERSAMPLING
         self.image = Image.new("RGB", (self.side, self.side), RGB[background])
         self.draw = ImageDraw.Draw(self.image)
 
-    def shape(self, scene_shape: str, colour: str, x: float, y: float, side: float) -> None:
-        points = _outline(scene_shape, x * self.side, y * self.side, side * self.side)
-        if points:
-            self.draw.polygon(points, fill=RGB[colour])
+    def shape(self, shape: str, colour: str, centre: tuple[float, float], extent: float) -> None:
+        """Fill a circle, a cross, a pillar (upright) or a beam (lying)."""
+        x, y, half = centre[0] * self.side, centre[1] * self.side, extent * self.side / 2
+        if shape == "circle":
+            self.draw.ellipse([x - half, y - half, x + half, y + half], fill=RGB[colour])
             return
-        half = side / 2
-        box = [(x - half) * self.side, (y - half) * self.side, (x + half) * self.side, (y + half) * self.side]
-        self.draw.ellipse(box, fill=RGB[colour])
+        arm = _THICKNESS * half
+        if shape in ("pillar", "cross"):
+            self.draw.rectangle([x - arm, y - half, x + arm, y + half], fill=RGB[colour])
+        if shape in ("beam", "cross"):
+            self.draw.rectangle([x - half, y - arm, x + half, y + arm], fill=RGB[colour])
 
-    def frame(self, colour: str, thickness: float) -> None:
-        width = round(thickness * self.side)
+    def frame(self, colour: str) -> None:
+        width = round(_FRAME_THICKNESS * self.side)
         self.draw.rectangle([0, 0, self.side - 1, self.side - 1], outline=RGB[colour], width=width)
 
     def finish(self) -> Image.Image:
@@ -80,50 +71,51 @@ def _still(image: Image.Image, num_frames: int) -> np.ndarray:
     return np.repeat(np.asarray(image)[None], num_frames, axis=0)
 
 
+def _moved(clip: Clip, x: float, y: float) -> tuple[float, float]:
+    return x + _JITTER * clip.shift[0], y + _JITTER * clip.shift[1]
+
+
 def _appearance(clip: Clip, params: ToyParams) -> np.ndarray:
     scene = clip.scene
     canvas = _Canvas(params.frame_size, scene.background)
-    x, y = (place + _JITTER * shift for place, shift in zip(_PLACE[scene.place], clip.shift, strict=True))
-    canvas.shape(scene.shape, scene.colour, x, y, _SIZE[scene.size])
+    canvas.shape(scene.shape, scene.colour, _moved(clip, 0.5, 0.5), _SIZE[scene.size])
     return _still(canvas.finish(), params.num_frames)
 
 
-def positions(scene: Scene, num_frames: int, phase: int) -> list[float]:
+def positions(scene: Scene, num_frames: int) -> list[float]:
     """Place of a moving object on its path in each frame, 0 (just outside) to 1 (just outside at the other end).
 
     The path is a ring of `num_frames` places: what leaves at one end enters at the other. One place per frame,
-    forwards or (to the left or the top) backwards, and three when moving quickly (or the next number without a common
-    divisor with `num_frames`), so all clips of one path visit the same places. Every second frame of them does
-    so too: models that look at half of the frames see equal sets as well.
+    forwards or (to the left or the top) backwards, and three when moving quickly (or the next number without a
+    common divisor with `num_frames`), so all clips of one path visit the same places. Every second frame of them
+    does so too: models that look at half of the frames see equal sets as well.
     """
     stride = next(s for s in range(3, num_frames) if math.gcd(s, num_frames) == 1) if scene.speed == "quickly" else 1
     if scene.direction in ("left", "top"):
         stride = -stride
-    steps = [(phase + stride * frame) % num_frames for frame in range(num_frames)]
-    return [(step + 0.5) / num_frames for step in steps]
+    return [(stride * frame % num_frames + 0.5) / num_frames for frame in range(num_frames)]
 
 
 def _motion(clip: Clip, params: ToyParams) -> np.ndarray:
     scene = clip.scene
     horizontal = scene.direction in ("left", "right")
-    across = 0.5 + 3 * _JITTER * clip.shift[1 if horizontal else 0]
+    across = 0.5 + _JITTER * clip.shift[0]
     frames = []
-    for position in positions(scene, params.num_frames, clip.phase):
+    for position in positions(scene, params.num_frames):
         along = position * (1 + _MOVING_SIZE) - _MOVING_SIZE / 2
         canvas = _Canvas(params.frame_size, scene.background)
-        x, y = (along, across) if horizontal else (across, along)
-        canvas.shape(scene.shape, scene.colour, x, y, _MOVING_SIZE)
+        centre = (along, across) if horizontal else (across, along)
+        canvas.shape(scene.shape, scene.colour, centre, _MOVING_SIZE)
         frames.append(np.asarray(canvas.finish()))
     return np.stack(frames)
 
 
 def _order(clip: Clip, params: ToyParams) -> np.ndarray:
     scene = clip.scene
-    x, y = (0.5 + _JITTER * shift for shift in clip.shift)
     halves = []
     for colour, shape in ((scene.colour, scene.shape), (scene.other_colour, scene.other_shape)):
         canvas = _Canvas(params.frame_size, scene.background)
-        canvas.shape(shape, colour, x, y, _ORDER_SIZE)
+        canvas.shape(shape, colour, _moved(clip, 0.5, 0.5), _ORDER_SIZE)
         halves.append(_still(canvas.finish(), params.num_frames // 2))
     return np.concatenate(halves)
 
@@ -147,7 +139,7 @@ def _reading(clip: Clip, params: ToyParams) -> np.ndarray:
     scene, size = clip.scene, params.frame_size
     canvas = _Canvas(size, scene.background)
     sign_y, object_y = (0.27, 0.76) if scene.place == "top" else (0.73, 0.24)
-    canvas.shape(scene.shape, scene.colour, 0.5 - 6 * _JITTER * clip.shift[0], object_y, 0.36)
+    canvas.shape(scene.shape, scene.colour, (0.5 - 6 * _JITTER * clip.shift[0], object_y), _BESIDE_SIGN_SIZE)
     image = canvas.finish()
     draw = ImageDraw.Draw(image)
     board, letters = _SIGNS[int((clip.style + 1) / 2 * len(_SIGNS)) % len(_SIGNS)]
@@ -166,9 +158,8 @@ def _reading(clip: Clip, params: ToyParams) -> np.ndarray:
 def _sound(clip: Clip, params: ToyParams) -> np.ndarray:
     scene = clip.scene
     canvas = _Canvas(params.frame_size, scene.background)
-    x, y = (0.5 + _JITTER * shift for shift in clip.shift)
-    canvas.shape(scene.shape, scene.colour, x, y, 0.4)
-    canvas.frame(scene.other_colour, 0.13)
+    canvas.shape(scene.shape, scene.colour, _moved(clip, 0.5, 0.5), _FRAMED_SIZE)
+    canvas.frame(scene.other_colour)
     return _still(canvas.finish(), params.num_frames)
 
 
