@@ -37,6 +37,8 @@ def run(cfg: DictConfig) -> float | None:
     # Data before weights: what is missing shows before anything large is fetched.
     datamodule = build_datamodule(cfg, empty_model(cfg).input_spec)
     datamodule.setup()
+    if cfg.selection == "last" and "val" not in datamodule.applied.parts:
+        cfg.trainer.limit_val_batches = 0  # nothing to validate on, and nothing to select
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg)
     datamodule.select_on("test" if cfg.selection == "test" else "val")
