@@ -1,13 +1,16 @@
-"""One row of metrics per epoch, in the run folder and in the report."""
+"""One row of metrics per epoch: on the terminal, in the run folder and in the report."""
 
 from __future__ import annotations
 
 import csv
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+
+log = logging.getLogger(__name__)
 
 
 class History(Callback):
@@ -42,6 +45,9 @@ class History(Callback):
         self.rows.append(row)
         if trainer.is_global_zero:
             self._write()
+            shown = {"loss": row.get("train/loss"), "t2v R@1": row.get("val/t2v/R1"), "v2t R@1": row.get("val/v2t/R1")}
+            parts = [f"{name} {value:.4g}" for name, value in shown.items() if value is not None]
+            log.info("epoch %d/%s: %s, %.0f s", row["epoch"] + 1, trainer.max_epochs, ", ".join(parts), row["epoch_s"])
 
     def _write(self) -> None:
         columns = list(dict.fromkeys(name for row in self.rows for name in row))

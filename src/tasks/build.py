@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,7 +74,9 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
     quiet()
     loggers: list[Logger] = [_make(node) for node in plain(cfg.logger).values() if node]
     configured: list[Callback] = [_make(node) for node in plain(cfg.callbacks).values() if node]
-    if not cfg.trainer.enable_progress_bar:
+    # A bar redraws one line, which a pipe or a file cannot; `History` logs one line per epoch anyway.
+    bar = cfg.trainer.enable_progress_bar and sys.stderr.isatty()
+    if not bar:
         configured = [c for c in configured if not hasattr(c, "refresh_rate")]
     if not loggers:  # a monitor without a logger is an error in Lightning
         configured = [c for c in configured if type(c).__name__ != "LearningRateMonitor"]
@@ -82,6 +85,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
         logger=loggers or False,
         callbacks=configured + callbacks,
         plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=bar,
         default_root_dir=cfg.paths.run_dir,
     )
 

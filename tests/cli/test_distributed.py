@@ -39,7 +39,7 @@ def one(session_cli: Callable[..., Any], tmp_path_factory: pytest.TempPathFactor
 
 TWO = {
     "started by command": ("trainer=ddp_cpu",),
-    "spawned": ("trainer=ddp_spawn", "trainer.accelerator=cpu", "trainer.devices=2"),
+    "spawned": ("trainer=ddp_spawn", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"),
 }
 
 
