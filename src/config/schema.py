@@ -29,7 +29,7 @@ class RunKeys:
     seed: int = 0
     ckpt_path: str | None = None
     selection: Literal["val", "test", "last"] = "val"
-    ties: Literal["optimistic", "average", "pessimistic"] = "average"
+    ties: Literal["optimistic", "average", "pessimistic"] = "optimistic"
     save_similarity: bool = False
     similarity: str | None = None
     captions: str | None = None

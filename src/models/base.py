@@ -70,7 +70,7 @@ class RetrievalModule(LightningModule, ABC):
         self._scheduler: SchedulerFactory | None = None
         self._total_steps = 0
         self._seed = 0
-        self._ties: Ties = "average"
+        self._ties: Ties = "optimistic"
         self._topk = 10
 
     # ---- what a model implements -------------------------------------------------------------
