@@ -47,16 +47,23 @@ class TextBatch(_Tensors):
 
     Attributes:
         tokens_BL: int64 token ids, padded to the longest caption of the batch: L differs between batches, so a
-            model that returns one vector per token pads it to a length of its own.
+            model that returns one vector per token pads it to a length of its own. No columns for a model without
+            tokenizer.
         mask_BL: bool, True on real tokens.
         ids: int64 (B,), position of each caption in its split's caption list.
         video_ids: int64 (B,), position of the video that each caption describes in the split's video list.
+        features: name -> precomputed x_BLD (one vector per token) or x_BD.
+        feature_masks: name -> bool mask_BL of those with a token axis.
+        present_BE: bool, whether the caption has the features; columns in the order of `features`.
     """
 
     tokens_BL: Tensor
     mask_BL: Tensor
     ids: Tensor
     video_ids: Tensor
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    feature_masks: Mapping[str, Tensor] = field(default_factory=dict)
+    present_BE: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -181,17 +188,39 @@ class FrameSpec:
 
 @dataclass(frozen=True)
 class ExpertSpec:
-    """One feature expert: its name, its dimension, and whether it has a time axis."""
+    """One kind of precomputed features that a model reads, of videos ("expert") or of captions.
+
+    Attributes:
+        name: key in `VideoBatch.features` or `TextBatch.features`.
+        dim: length of one vector (D).
+        temporal: True = x_BTD with a mask; False = x_BD, the mean when several vectors are stored.
+        max_steps: temporal only: at most so many vectors, the first ones (T or L); None = all.
+        pad: "longest" pads to the longest item of the batch, "max" always to `max_steps` (models whose pooling sees
+            the padding, as NetVLAD of Collaborative Experts).
+        store: name of the feature store that is read; None = `name`. Two specs may read one store, for example its
+            first 64 vectors and the mean of all of them.
+    """
 
     name: str
     dim: int
     temporal: bool = False
+    max_steps: int | None = None
+    pad: Literal["longest", "max"] = "longest"
+    store: str | None = None
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model needs from the data; the only thing a DataModule learns of the model."""
+    """What a model needs from the data; the only thing a DataModule learns of the model.
 
-    tokenizer: Tokenizer
+    Attributes:
+        tokenizer: None for models that read precomputed text features only.
+        frames: None for models that read no frames.
+        experts: precomputed features of videos.
+        text_features: precomputed features of captions.
+    """
+
+    tokenizer: Tokenizer | None
     frames: FrameSpec | None = None
     experts: tuple[ExpertSpec, ...] = ()
+    text_features: tuple[ExpertSpec, ...] = ()

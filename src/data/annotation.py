@@ -6,7 +6,8 @@ Plain, hashable and free of tensors, so that they can be compared, printed and c
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from src.errors import UserError
@@ -34,10 +35,43 @@ class VideoRecord:
 
 @dataclass(frozen=True)
 class CaptionRecord:
-    """One caption and the id of the video it describes."""
+    """One caption and the id of the video it describes.
+
+    Attributes:
+        video_id: id of the video.
+        text: the caption.
+        keys: under which precomputed text features are stored: `<video id>#<number>`, one for each sentence that the
+            caption consists of (a paragraph has several). Left empty by most readers: `number_captions` fills it in.
+    """
 
     video_id: str
     text: str
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TopicRecord:
+    """One query of an ad-hoc search: it belongs to no video; judgements say which shots answer it."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One line of a TRECVID qrels file.
+
+    Attributes:
+        topic: topic id.
+        shot: video id.
+        stratum: sampling stratum of the pool.
+        relevance: 1 relevant, 0 not, -1 pooled but not judged.
+    """
+
+    topic: str
+    shot: str
+    stratum: int
+    relevance: int
 
 
 @dataclass(frozen=True)
@@ -50,12 +84,16 @@ class Annotation:
         splits: name of an id list ("train", "test_1ka", …) -> video ids, for data sets whose files say so.
         paired: name of an id list -> the captions that the list's own file gives (MSR-VTT 1k-A's csv);
             a split asks for them with the caption policy "file".
+        topics: edition ("tv16", …) of an ad-hoc search -> its queries.
+        qrels: edition -> judgements.
     """
 
     videos: tuple[VideoRecord, ...]
     captions: tuple[CaptionRecord, ...]
     splits: dict[str, tuple[str, ...]] = field(default_factory=dict)
     paired: dict[str, tuple[CaptionRecord, ...]] = field(default_factory=dict)
+    topics: dict[str, tuple[TopicRecord, ...]] = field(default_factory=dict)
+    qrels: dict[str, tuple[Judgement, ...]] = field(default_factory=dict)
 
     def check(self, source: str) -> None:
         """Raise UserError for duplicate video ids or captions of unknown videos; `source` names the file."""
@@ -72,3 +110,14 @@ class Annotation:
                 f"{source}: captions name {len(unknown)} videos that are not in the annotation "
                 f"(first: {unknown[0]!r}); add the videos or remove these captions"
             )
+
+
+def number_captions(captions: Iterable[CaptionRecord]) -> tuple[CaptionRecord, ...]:
+    """Give every caption without keys the key `<video id>#<position among the captions of its video>`."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for caption in captions:
+        key = f"{caption.video_id}#{seen[caption.video_id]}"
+        seen[caption.video_id] += 1
+        numbered.append(caption if caption.keys else replace(caption, keys=(key,)))
+    return tuple(numbered)

@@ -10,8 +10,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from src.data.annotation import Annotation, CaptionRecord, VideoRecord
-from src.data.splits import Counts, SplitSpec, overlaps
+from src.data.annotation import Annotation, VideoRecord
+from src.data.splits import Counts, SplitSpec, captions_of, overlaps
 
 Severity = Literal["error", "note"]
 
@@ -99,7 +99,8 @@ def _captions(spec: SplitSpec, annotation: Annotation, lists: Mapping[str, Seque
     findings: list[Finding] = []
     texts: dict[str, set[str]] = {}
     for part, ids in lists.items():
-        captions = _of_part(spec, annotation, part, set(ids))
+        by_video = captions_of(spec, annotation, part, ids)
+        captions = [caption for of_video in by_video.values() for caption in of_video]
         expected = spec.expected.get(part)
         found = Counts(len(ids), len(captions))
         if expected is not None and found != expected:
@@ -107,7 +108,8 @@ def _captions(spec: SplitSpec, annotation: Annotation, lists: Mapping[str, Seque
         empty = [caption.video_id for caption in captions if not caption.text.strip()]
         described = {caption.video_id for caption in captions if caption.text.strip()}
         findings += _some("note", "empty caption", part, empty)
-        findings += _some("note", "video without caption", part, [i for i in ids if i not in described])
+        if spec.captions.get(part) != "none":
+            findings += _some("note", "video without caption", part, [i for i in ids if i not in described])
         of_video: dict[str, set[str]] = defaultdict(set)
         for caption in captions:
             of_video[_normal(caption.text)].add(caption.video_id)
@@ -119,15 +121,6 @@ def _captions(spec: SplitSpec, annotation: Annotation, lists: Mapping[str, Seque
             "note", "same caption in two parts", f"{first} and {second}", sorted(texts[first] & texts[second])
         )
     return findings
-
-
-def _of_part(spec: SplitSpec, annotation: Annotation, part: str, ids: set[str]) -> list[CaptionRecord]:
-    policy = spec.captions.get(part, "all")
-    source = annotation.paired.get(spec.parts[part], ()) if policy == "file" else annotation.captions
-    captions = [caption for caption in source if caption.video_id in ids]
-    return (
-        list({caption.video_id: caption for caption in reversed(captions)}.values()) if policy == "first" else captions
-    )
 
 
 def _contents(lists: Mapping[str, Sequence[str]], records: Mapping[str, VideoRecord]) -> list[Finding]:

@@ -135,11 +135,12 @@ class CaptionTokens:
 
     Args:
         captions: texts; any Unicode, any length (the tokeniser truncates).
-        tokenizer: the model's tokeniser.
+        tokenizer: the model's tokeniser; None for a model that reads no words.
     """
 
-    def __init__(self, captions: Sequence[str], tokenizer: Tokenizer) -> None:
-        tokens_NL, mask_NL = tokenizer(list(captions))
+    def __init__(self, captions: Sequence[str], tokenizer: Tokenizer | None) -> None:
+        empty = torch.zeros(len(captions), 0)
+        tokens_NL, mask_NL = tokenizer(list(captions)) if tokenizer else (empty, empty.bool())
         # Half the memory in every worker; ids are far below 2**31.
         self.tokens_NL = tokens_NL.to(torch.int32)
         self.mask_NL = mask_NL
@@ -150,7 +151,7 @@ class CaptionTokens:
     def batch(self, ids: Tensor, video_ids: Tensor) -> TextBatch:
         """The captions `ids`, cut after the longest of them (in steps of 8, for the kernels): padding costs time."""
         mask_BL = self.mask_NL[ids]
-        longest = int((mask_BL * torch.arange(1, mask_BL.shape[1] + 1)).max()) if len(ids) else 1
+        longest = int((mask_BL * torch.arange(1, mask_BL.shape[1] + 1)).max()) if mask_BL.numel() else 1
         length = min(-(-longest // 8) * 8, mask_BL.shape[1])
         return TextBatch(self.tokens_NL[ids, :length].long(), mask_BL[:, :length], ids, video_ids)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Literal, get_args
 
-from src.data.annotation import Annotation, CaptionRecord, VideoRecord
+from src.data.annotation import Annotation, CaptionRecord, VideoRecord, number_captions
 from src.errors import UserError
 
 Part = Literal["train", "val", "test"]
-CaptionPolicy = Literal["all", "first", "file"]
+CaptionPolicy = Literal["all", "first", "file", "paragraph", "none"]
 PARTS: tuple[str, ...] = get_args(Part)
 
 
@@ -35,8 +35,9 @@ class SplitSpec:
     Attributes:
         name: printed beside every metric.
         parts: part -> name of the id list in `Annotation.splits`. A part may be absent (MSR-VTT 1k-A has no val).
-        captions: part -> which captions are queries: "all" of the video, "first", or "file"
-            (those the split file itself pairs with the videos, as the 1k-A csv does).
+        captions: part -> which captions are queries: "all" of the video, "first", "file" (those the split file
+            itself pairs with the videos, as the 1k-A csv does), "paragraph" (all of the video's sentences joined to
+            one text, those of the list's own file when it has some), or "none" (a gallery that topics search).
         expected: part -> counts, checked when given, before `val_holdout` and `subset` are applied.
         subset: "full" wants every video; "available" drops those that are missing and counts them.
         val_holdout: number of train videos that become the val part, for splits that publish none;
@@ -161,7 +162,7 @@ def apply_split(
     """
     lists = {part: _ids_of(spec, annotation, part) for part in PARTS if part in spec.parts}
     check_disjoint(lists, spec.name)
-    by_part = {part: _captions_of(spec, annotation, part, ids) for part, ids in lists.items()}
+    by_part = {part: captions_of(spec, annotation, part, ids) for part, ids in lists.items()}
     for part, counts in spec.expected.items():
         _check_counts(spec, part, counts, by_part.get(part, {}))
     if spec.val_holdout:
@@ -169,7 +170,7 @@ def apply_split(
     records = {video.id: video for video in annotation.videos}
     parts, excluded = {}, []
     for part in (name for name in PARTS if name in by_part):
-        parts[part], left_out = _build_part(part, by_part[part], records, available)
+        parts[part], left_out = _build_part(part, by_part[part], records, available, spec.captions.get(part, "all"))
         excluded += left_out
     missing = [item for item in excluded if item.kind == "missing video"]
     if missing and spec.subset == "full":
@@ -233,29 +234,57 @@ def _ids_of(spec: SplitSpec, annotation: Annotation, part: str) -> tuple[str, ..
     return ids
 
 
-def _captions_of(
+def captions_of(
     spec: SplitSpec, annotation: Annotation, part: str, ids: Iterable[str]
 ) -> dict[str, list[CaptionRecord]]:
-    """Video id -> its captions under the part's caption policy, videos in list order."""
+    """Video id -> its captions under the part's caption policy, videos in list order.
+
+    Raises:
+        UserError: the policy is unknown, or the list has no captions of its own.
+    """
     policy = spec.captions.get(part, "all")
     if policy not in get_args(CaptionPolicy):
         raise UserError(f"split.captions.{part}={policy}, expected one of {', '.join(get_args(CaptionPolicy))}")
-    source = annotation.captions
-    if policy == "file":
-        list_name = spec.parts[part]
-        if list_name not in annotation.paired:
-            raise UserError(
-                f"split {spec.name!r}: captions.{part}=file, but the list {list_name!r} comes without captions; "
-                f"set split.captions.{part}=all"
-            )
-        source = annotation.paired[list_name]
     captions: dict[str, list[CaptionRecord]] = {video_id: [] for video_id in ids}
-    for caption in source:
+    if policy == "none":
+        return captions
+    for caption in _source(spec, annotation, part, policy):
         if caption.video_id in captions:
             captions[caption.video_id].append(caption)
     if policy == "first":
         return {video_id: of_video[:1] for video_id, of_video in captions.items()}
+    if policy == "paragraph":
+        return {video_id: _joined(video_id, of_video) for video_id, of_video in captions.items()}
     return captions
+
+
+def _source(spec: SplitSpec, annotation: Annotation, part: str, policy: CaptionPolicy) -> Iterable[CaptionRecord]:
+    """All captions that a part may draw from."""
+    list_name = spec.parts[part]
+    if policy == "paragraph" and list_name in annotation.paired:
+        return number_captions(annotation.paired[list_name])
+    numbered = number_captions(annotation.captions)
+    if policy != "file":
+        return numbered
+    if list_name not in annotation.paired:
+        raise UserError(
+            f"split {spec.name!r}: captions.{part}=file, but the list {list_name!r} comes without captions; "
+            f"set split.captions.{part}=all"
+        )
+    # A sentence of the list's file has the features of the same sentence in the annotation, where there is one.
+    keys = {(caption.video_id, caption.text): caption.keys for caption in reversed(numbered)}
+    return [
+        caption if caption.keys else replace(caption, keys=keys.get((caption.video_id, caption.text), ()))
+        for caption in annotation.paired[list_name]
+    ]
+
+
+def _joined(video_id: str, captions: list[CaptionRecord]) -> list[CaptionRecord]:
+    """One paragraph of all sentences, with one blank between them."""
+    if not captions:
+        return []
+    text = " ".join(caption.text for caption in captions)
+    return [CaptionRecord(video_id, text, tuple(key for caption in captions for key in caption.keys))]
 
 
 def _check_counts(spec: SplitSpec, part: str, expected: Counts, captions: Mapping[str, list[CaptionRecord]]) -> None:
@@ -285,6 +314,7 @@ def _build_part(
     captions: Mapping[str, list[CaptionRecord]],
     records: Mapping[str, VideoRecord],
     available: Callable[[VideoRecord], bool] | None,
+    policy: CaptionPolicy,
 ) -> tuple[SplitPart, list[Exclusion]]:
     """Leave out missing videos, empty captions and videos without any caption; list each of them."""
     videos: list[VideoRecord] = []
@@ -302,7 +332,7 @@ def _build_part(
         for position, caption in enumerate(of_video):
             if not caption.text.strip():
                 excluded.append(Exclusion(part, "empty caption", video_id, path, f"caption {position} is empty"))
-        if not usable:
+        if not usable and policy != "none":
             excluded.append(Exclusion(part, "video without caption", video_id, path, "it has no caption with a word"))
             continue
         video_index += [len(videos)] * len(usable)

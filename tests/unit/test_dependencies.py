@@ -12,12 +12,27 @@ FILES = sorted((ROOT / "src").rglob("*.py"))
 
 # package -> packages of src that it must not import
 FORBIDDEN = {
-    "models": {"data", "tasks", "config", "reports", "convert", "callbacks", "run"},
-    "data": {"models", "tasks", "config", "reports", "losses", "metrics", "optim", "convert", "callbacks", "run"},
+    "models": {"data", "extractors", "tasks", "config", "reports", "convert", "callbacks", "run"},
+    "data": {
+        "models",
+        "extractors",
+        "tasks",
+        "config",
+        "reports",
+        "losses",
+        "metrics",
+        "optim",
+        "convert",
+        "callbacks",
+        "run",
+    },
     "metrics": {"models", "data", "tasks", "config", "reports", "losses", "optim", "convert", "callbacks", "run"},
     "losses": {"models", "data", "tasks", "config", "reports", "metrics", "optim", "convert", "callbacks", "run"},
     "optim": {"models", "data", "tasks", "config", "reports", "metrics", "losses", "convert", "callbacks", "run"},
     "reports": {"models", "data", "tasks", "config", "losses", "optim", "convert", "callbacks", "run"},
+    "extractors": {
+        *("data", "tasks", "config", "reports", "losses", "metrics", "optim", "convert", "callbacks", "run")
+    },
     "convert": {"data", "tasks", "config", "reports", "callbacks", "run"},
     "callbacks": {"models", "data", "tasks", "config", "convert", "run"},
     "config": {"models", "data", "tasks", "reports", "losses", "optim", "metrics", "convert", "callbacks", "run"},
