@@ -97,10 +97,17 @@ class VideoBatch(_Tensors):
 
 @dataclass(frozen=True)
 class PairBatch(_Tensors):
-    """A training batch: row i of `text` describes row i of `video`."""
+    """A training batch: row i of `text` describes row i of `video`, or row `rows[i]` where `rows` is given.
+
+    Attributes:
+        text: the captions (B).
+        video: their videos, one for each caption; or each distinct video once, so that it is encoded once.
+        rows: int64 (B,), row of `video` that each caption describes; None = the same row.
+    """
 
     text: TextBatch
     video: VideoBatch
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.text)
@@ -156,12 +163,17 @@ def positives_mask(text: TextEmbedding, video: VideoEmbedding) -> Tensor:
 class Tokenizer(Protocol):
     """Captions to ids. Picklable: it travels to the loader's workers."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Says everything that the ids depend on besides the captions: kept ids are reused where it is the same."""
+        ...
+
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return int64 tokens_NL and bool mask_NL (True on real tokens)."""
         ...
 
 
-FrameSampling = Literal["uniform", "clip2video", "clip4clip", "frozen"]
+FrameSampling = Literal["uniform", "clip2video", "clip4clip", "frozen", "internvideo"]
 
 
 @dataclass(frozen=True)
@@ -172,7 +184,7 @@ class FrameSpec:
         num_frames: most frames per video (T); shorter videos are padded and masked.
         image_size: side of the square crop, pixels.
         sampling: rule that picks the frame indices (`src.data.sampling` documents each).
-        framerate: frames per second (clip4clip) or stride (clip2video) of the first pass; see the rule.
+        framerate: frames per second (clip4clip, internvideo) or stride (clip2video) of the first pass; see the rule.
         position: which part of a long clip4clip list survives: 0 head, 1 tail, 2 uniform.
         resize: "crop" = short side to image_size (bicubic, antialiased) and centre crop (CLIP);
             "squash" = both sides to image_size (TextVR).

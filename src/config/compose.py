@@ -71,6 +71,17 @@ def flags_first(words: list[str]) -> list[str]:
     return [word for word in words if word not in settings] + settings
 
 
+def task_keys_named(words: list[str]) -> list[str]:
+    """The words with `trust=true` written out as `task.trust=true`, where the chosen task has such a key."""
+    tasks = [word.removeprefix("task=") for word in words if word.startswith("task=")] or ["fit"]
+    path = CONF / "task" / f"{tasks[-1]}.yaml"
+    if not path.is_file():
+        return words  # a mistyped task is reported by its name
+    known = {*GROUPS, "experiment", *_root_keys()}
+    own = {str(key) for key in OmegaConf.load(path)} - known - {"name", "uses", "folder"}
+    return [f"task.{word}" if "=" in word and word.split("=")[0] in own else word for word in words]
+
+
 def rank_overrides(words: list[str], environment: Mapping[str, str]) -> list[str]:
     """What a process started by torchrun adds to its command line; other processes add nothing.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 TaskName = Literal[
-    "fit", "evaluate", "score", "prepare", "check_data", "describe", "convert", "compare", "bench"
+    "fit", "evaluate", "score", "prepare", "check_data", "describe", "convert", "compare", "bench", "extract"
 ]  # a name here has src/tasks/<name>.py with `run(cfg)` and conf/task/<name>.yaml
 Modality = Literal["frames", "audio", "features"]
 
@@ -17,7 +17,7 @@ Modality = Literal["frames", "audio", "features"]
 DECLARED = {"dataset": ("provides", "recipe"), "model": ("needs",)}
 # Arguments of a group's `_target_` that src/tasks/build.py passes itself.
 GIVEN = {
-    "dataset": ("split", "inputs", "seed", "problems_file"),
+    "dataset": ("split", "inputs", "seed", "problems_file", "stores"),
     "trainer": ("logger", "callbacks", "plugins", "default_root_dir"),
 }
 
@@ -96,10 +96,22 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ExpertEntry:
-    """One entry of conf/experts: the only place that says an expert's dimension."""
+    """One entry of conf/experts: the only place that says an expert's dimension.
+
+    Attributes:
+        dim: length of one vector.
+        temporal: one vector per time step (and a mask) instead of one per video.
+        max_steps: temporal only: at most so many vectors, the first ones.
+        pad: longest = to the longest video of a batch; max = always to max_steps.
+        store: name of the feature store; null = the name of the entry.
+        path: folder of the store; null = DATA_DIR/DATASET/features/STORE.
+    """
 
     dim: int
     temporal: bool = False
+    max_steps: int | None = None
+    pad: Literal["longest", "max"] = "longest"
+    store: str | None = None
     path: str | None = None
 
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import logging
 import multiprocessing
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
 
 from src.batch import InputSpec, PairBatch, TextBatch, VideoBatch
 from src.data.annotation import Annotation, VideoRecord
+from src.data.caption_tokens import CaptionTokens
+from src.data.checks import Finding
 from src.data.datasets import (
     CacheMode,
     CaptionCollate,
     CaptionItems,
-    CaptionTokens,
     FrameSource,
     PairCollate,
     TrainPairs,
@@ -30,68 +30,14 @@ from src.data.datasets import (
     VideoItems,
     use_one_thread,
 )
+from src.data.feature_source import FeatureSource
+from src.data.loader import BatchLoader
 from src.data.samplers import ShardBatchSampler, TrainBatchSampler
 from src.data.splits import AppliedSplit, SplitPart, SplitSpec, apply_split
 from src.data.video import Backend, Problem, read_problems
 from src.errors import UserError
 
 logger = logging.getLogger(__name__)
-BatchT = TypeVar("BatchT")
-
-
-class BatchLoader(DataLoader[Any], Generic[BatchT]):
-    """A loader that never yields a batch in which nothing was readable, and can go on in mid-epoch.
-
-    A checkpoint of the trainer holds `state_dict()`; a resumed epoch starts after the batches already trained on.
-
-    Args:
-        dataset: map-style data set.
-        keep_length: yield as many batches as announced, by repeating the last good one in place of an unreadable
-            one: processes that train together must take the same number of steps, and schedules count them.
-            Otherwise (evaluation) an unreadable batch is left out.
-        options: as for `DataLoader`.
-    """
-
-    def __init__(self, dataset: Dataset[Any], *, keep_length: bool = False, **options: Any) -> None:
-        super().__init__(dataset, **options)
-        self.keep_length = keep_length
-        self._yielded = 0
-        self._resume_at = 0
-
-    def state_dict(self) -> dict[str, int]:
-        """Number of batches that the current epoch has given; the epoch itself is the trainer's."""
-        return {"batches": self._yielded}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Start the next iteration after the batches of `state`; a finished epoch starts anew."""
-        self._resume_at = state["batches"] % max(len(self), 1)
-
-    def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]
-        if isinstance(self.batch_sampler, TrainBatchSampler):
-            self.batch_sampler.start = self._resume_at
-        self._yielded, self._resume_at = self._resume_at, 0
-        for batch in self._readable():
-            self._yielded += 1
-            yield batch
-
-    def _readable(self) -> Iterator[BatchT]:
-        good: BatchT | None = None
-        owed = 0
-        for batch in super().__iter__():
-            if batch is not None:
-                good = batch
-                yield good
-            if not self.keep_length:
-                continue
-            owed += batch is None
-            while good is not None and owed:
-                owed -= 1
-                yield good
-        if owed:
-            raise UserError(
-                "found no training video that can be read, expected at least one; "
-                "run task=check_data task.decode=true to see the reasons"
-            )
 
 
 @dataclass(eq=False, kw_only=True, repr=False)
@@ -117,6 +63,10 @@ class RetrievalDataModule(LightningDataModule, ABC):
             random one of its captions.
         unique_videos_in_batch: no training batch (over all processes) holds two captions of one video.
         keep_groups_together: videos of one group (hard negatives) meet in the same training batch.
+        encode_videos_once: captions of one training batch that describe the same video share one decoded and encoded
+            video. Less work where videos have many captions; they then also share its frame jitter and dropout.
+        bucket_by_length: samples of similar length (tokens, feature steps) meet in a batch, for less padding.
+        stores: name -> folder of the feature stores that the experts of the run read.
     """
 
     name: str
@@ -134,6 +84,9 @@ class RetrievalDataModule(LightningDataModule, ABC):
     train_samples: TrainSamples = "all_captions"
     unique_videos_in_batch: bool = False
     keep_groups_together: bool = False
+    encode_videos_once: bool = False
+    bucket_by_length: bool = False
+    stores: dict[str, Path] = field(default_factory=dict)
     val_part: Literal["val", "test"] = field(default="val", init=False)
 
     def __post_init__(self) -> None:
@@ -162,6 +115,10 @@ class RetrievalDataModule(LightningDataModule, ABC):
             UserError: a file is missing or malformed; the message says what to put where.
         """
 
+    def own_findings(self) -> list[Finding]:
+        """What `task=check_data` should say about files that only this benchmark has."""
+        return []
+
     @cached_property
     def annotation(self) -> Annotation:
         """What `read` returned, checked."""
@@ -172,7 +129,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
     @cached_property
     def applied(self) -> AppliedSplit:
         """The split's parts and what was left out of them."""
-        needs_files = self.inputs.frames is not None
+        needs_files = self.inputs.frames is not None or bool(self.inputs.experts)
         return apply_split(self.split, self.annotation, available=self.is_available if needs_files else None)
 
     @cached_property
@@ -187,13 +144,27 @@ class RetrievalDataModule(LightningDataModule, ABC):
             problems_file=self.problems_file,
         )
 
+    @cached_property
+    def experts(self) -> FeatureSource:
+        """Reads the experts of videos."""
+        return FeatureSource(self.inputs.experts, self.stores)
+
+    @cached_property
+    def text_features(self) -> FeatureSource:
+        """Reads the precomputed features of captions."""
+        return FeatureSource(self.inputs.text_features, self.stores, "caption")
+
     def is_available(self, video: VideoRecord) -> bool:
-        """Whether the video's file, or its frames in the disk cache, are at hand."""
+        """Whether the video's file, its frames in the disk cache, or at least one of its experts are at hand."""
+        if self.inputs.frames is None and self.experts:
+            return self.experts.has_any((video.id,))
         return (video.path is not None and video.path.is_file()) or self.source.has_cached(video)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and split, and check that frames can be had at all; repeated calls cost nothing."""
+        """Read and split, and check that frames and features can be had at all; repeated calls cost nothing."""
         self.source.check()
+        self.experts.check()
+        self.text_features.check()
         _ = self.applied
 
     def part(self, name: str) -> SplitPart:
@@ -227,9 +198,11 @@ class RetrievalDataModule(LightningDataModule, ABC):
                 self.batch_size,
             )
         return BatchLoader(
-            TrainPairs(part, self.source, self.seed, self.train_samples),
+            self._pairs(part),
             batch_sampler=sampler,
-            collate_fn=PairCollate(VideoCollate(self.inputs), CaptionCollate(part, self._tokens_of(part))),
+            collate_fn=PairCollate(
+                VideoCollate(part, self.inputs, self.experts), self._caption_collate(part), self.encode_videos_once
+            ),
             keep_length=True,
             **self._worker_options(sampler.batch_size),
         )
@@ -249,14 +222,14 @@ class RetrievalDataModule(LightningDataModule, ABC):
         videos: BatchLoader[VideoBatch] = BatchLoader(
             VideoItems(part, self.source),
             batch_sampler=ShardBatchSampler(len(part.videos), self.eval_batch_size, rank, world_size),
-            collate_fn=VideoCollate(self.inputs),
+            collate_fn=VideoCollate(part, self.inputs, self.experts),
             **self._worker_options(self.eval_batch_size),
         )
         # Captions are tokenised already: workers would only copy integers.
         captions: BatchLoader[TextBatch] = BatchLoader(
             CaptionItems(part),
             batch_sampler=ShardBatchSampler(len(part.captions), self.eval_batch_size, rank, world_size),
-            collate_fn=CaptionCollate(part, self._tokens_of(part)),
+            collate_fn=self._caption_collate(part),
             generator=torch.Generator().manual_seed(self.seed),
         )
         return [videos, captions]
@@ -292,6 +265,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
             "caption_policy": self.split.captions.get(part, "all"),
             "val_holdout": self.split.val_holdout,
             "excluded": self.applied.excluded_counts(part),
+            "without_expert": self.experts.lacking((video.id,) for video in chosen.videos),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -305,7 +279,8 @@ class RetrievalDataModule(LightningDataModule, ABC):
                 f"set dataset.batch_size={max(1, self.batch_size // world_size) * world_size}"
             )
         part = self.part("train")
-        videos = TrainPairs(part, self.source, self.seed, self.train_samples).sample_videos()
+        pairs = self._pairs(part)
+        videos = pairs.sample_videos()
         return TrainBatchSampler(
             videos,
             self.batch_size // world_size,
@@ -314,11 +289,28 @@ class RetrievalDataModule(LightningDataModule, ABC):
             world_size=world_size,
             unique_videos=self.unique_videos_in_batch,
             groups=[part.videos[video].group for video in videos] if self.keep_groups_together else None,
+            lengths=self._lengths(pairs) if self.bucket_by_length else None,
         )
+
+    def _pairs(self, part: SplitPart) -> TrainPairs:
+        return TrainPairs(part, self.source, self.seed, self.train_samples, self.encode_videos_once)
+
+    def _lengths(self, pairs: TrainPairs) -> np.ndarray:
+        """What a sample adds to the padding of its batch: tokens of its caption, or steps of its longest expert."""
+        captions = self._tokens_of(pairs.part).lengths().numpy()
+        if self.text_features:
+            features = self.text_features.lengths([caption.keys for caption in pairs.part.captions])
+            captions = np.maximum(captions, features)
+        return pairs.sample_lengths(captions, self.experts.lengths([(video.id,) for video in pairs.part.videos]))
+
+    def _caption_collate(self, part: SplitPart) -> CaptionCollate:
+        return CaptionCollate(part, self._tokens_of(part), self.text_features)
 
     def _tokens_of(self, part: SplitPart) -> CaptionTokens:
         if part.name not in self._tokens:
-            self._tokens[part.name] = CaptionTokens([caption.text for caption in part.captions], self.inputs.tokenizer)
+            texts = [caption.text for caption in part.captions]
+            folder = Path(self.cache_dir) / "tokens" if self.cache_dir else None
+            self._tokens[part.name] = CaptionTokens(texts, self.inputs.tokenizer, folder)
         return self._tokens[part.name]
 
     def _rank_and_world_size(self) -> tuple[int, int]:

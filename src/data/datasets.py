@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from src.batch import FrameSpec, InputSpec, PairBatch, TextBatch, Tokenizer, VideoBatch
+from src.batch import FrameSpec, InputSpec, PairBatch, TextBatch, VideoBatch
 from src.data.annotation import VideoRecord
+from src.data.caption_tokens import CaptionTokens
+from src.data.feature_source import FeatureSource, Keys
 from src.data.frame_cache import FrameCache, load_frames
 from src.data.samplers import SampleKey
 from src.data.splits import SplitPart
@@ -130,32 +132,6 @@ class FrameSource:
             append_problem(self.problems_file, problem)
 
 
-class CaptionTokens:
-    """Captions of a part, tokenised once.
-
-    Args:
-        captions: texts; any Unicode, any length (the tokeniser truncates).
-        tokenizer: the model's tokeniser; None for a model that reads no words.
-    """
-
-    def __init__(self, captions: Sequence[str], tokenizer: Tokenizer | None) -> None:
-        empty = torch.zeros(len(captions), 0)
-        tokens_NL, mask_NL = tokenizer(list(captions)) if tokenizer else (empty, empty.bool())
-        # Half the memory in every worker; ids are far below 2**31.
-        self.tokens_NL = tokens_NL.to(torch.int32)
-        self.mask_NL = mask_NL
-
-    def __len__(self) -> int:
-        return len(self.tokens_NL)
-
-    def batch(self, ids: Tensor, video_ids: Tensor) -> TextBatch:
-        """The captions `ids`, cut after the longest of them (in steps of 8, for the kernels): padding costs time."""
-        mask_BL = self.mask_NL[ids]
-        longest = int((mask_BL * torch.arange(1, mask_BL.shape[1] + 1)).max()) if mask_BL.numel() else 1
-        length = min(-(-longest // 8) * 8, mask_BL.shape[1])
-        return TextBatch(self.tokens_NL[ids, :length].long(), mask_BL[:, :length], ids, video_ids)
-
-
 class PairItem(NamedTuple):
     """One training sample: positions in the part's caption and video lists, and the frames."""
 
@@ -176,13 +152,28 @@ class TrainPairs(Dataset[PairItem | None]):
 
     Everything random in a sample (frame jitter, the chosen caption) comes from a generator seeded by
     (seed, epoch, index): neither the number of workers nor that of processes changes it.
+
+    Args:
+        part: videos and captions.
+        source: of frames.
+        seed: of the run.
+        samples: what an index means.
+        share_videos: samples of one batch that describe the same video share its frames, decoded once.
     """
 
-    def __init__(self, part: SplitPart, source: FrameSource, seed: int, samples: TrainSamples = "all_captions") -> None:
+    def __init__(
+        self,
+        part: SplitPart,
+        source: FrameSource,
+        seed: int,
+        samples: TrainSamples = "all_captions",
+        share_videos: bool = False,
+    ) -> None:
         self.part = part
         self.source = source
         self.seed = seed
         self.samples = samples
+        self.share_videos = share_videos
         self._captions_of: list[list[int]] = [[] for _ in part.videos]
         for caption, video in enumerate(part.video_index):
             self._captions_of[video].append(caption)
@@ -192,19 +183,45 @@ class TrainPairs(Dataset[PairItem | None]):
 
     def __getitem__(self, key: SampleKey) -> PairItem | None:
         """Return the sample, or None when its video cannot be read."""
-        epoch, index = key
-        rng = np.random.default_rng([self.seed, epoch, index])
-        if self.samples == "all_captions":
-            caption, video = index, self.part.video_index[index]
-        else:
-            video = index
-            caption = int(rng.choice(self._captions_of[video]))
-        frames = self.source.load(self.part.videos[video], rng)
-        return None if frames is None else PairItem(caption, video, frames)
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> list[PairItem | None]:
+        """The samples of a batch, which a loader asks for in one call."""
+        items: list[PairItem | None] = []
+        loaded: dict[int, Frames | None] = {}
+        for epoch, index in keys:
+            caption, video, rng = self._draw(epoch, index)
+            if not self.share_videos or video not in loaded:
+                loaded[video] = self.source.load(self.part.videos[video], rng)
+            frames = loaded[video]
+            items.append(None if frames is None else PairItem(caption, video, frames))
+        return items
 
     def sample_videos(self) -> list[int]:
         """Video of each sample, for the batch sampler."""
         return list(self.part.video_index if self.samples == "all_captions" else range(len(self.part.videos)))
+
+    def sample_lengths(self, captions: np.ndarray, videos: np.ndarray) -> np.ndarray:
+        """Length of each sample, from those of all captions and all videos; a video counts with its longest caption.
+
+        Args:
+            captions: int64 (N_captions,).
+            videos: int64 (N_videos,).
+        """
+        if self.samples == "all_captions":
+            return np.maximum(captions, videos[list(self.part.video_index)])
+        longest = videos.copy()
+        np.maximum.at(longest, list(self.part.video_index), captions)
+        return longest
+
+    def _draw(self, epoch: int, index: int) -> tuple[int, int, np.random.Generator | None]:
+        """Caption and video of a sample, and the generator for what else is random in it."""
+        if self.samples == "all_captions" and self.source.spec is None:
+            return index, self.part.video_index[index], None
+        rng = np.random.default_rng([self.seed, epoch, index])
+        if self.samples == "all_captions":
+            return index, self.part.video_index[index], rng
+        return int(rng.choice(self._captions_of[index])), index, rng
 
 
 class VideoItems(Dataset[VideoItem | None]):
@@ -234,12 +251,23 @@ class CaptionItems(Dataset[int]):
     def __getitem__(self, index: int) -> int:
         return index
 
+    def __getitems__(self, indices: list[int]) -> list[int]:
+        return indices
+
 
 class VideoCollate:
-    """Videos to a `VideoBatch`; None when no video of the batch is readable."""
+    """Videos to a `VideoBatch`; None when no video of the batch is readable.
 
-    def __init__(self, inputs: InputSpec) -> None:
+    Args:
+        part: whose videos the items point at.
+        inputs: what the model wants.
+        features: reads its experts; None when it has none.
+    """
+
+    def __init__(self, part: SplitPart, inputs: InputSpec, features: FeatureSource | None = None) -> None:
         self.spec = inputs.frames
+        self.features = features
+        self.keys: list[Keys] = [(video.id,) for video in part.videos] if features else []
 
     def __call__(self, items: Sequence[VideoItem | None]) -> VideoBatch | None:
         readable = [item for item in items if item is not None]
@@ -248,39 +276,67 @@ class VideoCollate:
         return self.batch([item.video for item in readable], [item.frames for item in readable])
 
     def batch(self, ids: Sequence[int], frames: Sequence[Frames]) -> VideoBatch:
-        ids_B = torch.tensor(ids, dtype=torch.int64)
+        batch = VideoBatch(torch.tensor(ids, dtype=torch.int64))
+        if self.features:
+            values, masks, present_BE = self.features.batch([self.keys[video] for video in ids])
+            batch = replace(batch, features=values, feature_masks=masks, present_BE=present_BE)
         if self.spec is None:
-            return VideoBatch(ids_B)
+            return batch
         frames_BTCHW = torch.from_numpy(np.stack([item.frames_TCHW for item in frames]))
         n_valid_B = torch.tensor([item.n_valid for item in frames])
-        return VideoBatch(ids_B, frames_BTCHW, torch.arange(frames_BTCHW.shape[1]) < n_valid_B[:, None])
+        mask_BT = torch.arange(frames_BTCHW.shape[1]) < n_valid_B[:, None]
+        return replace(batch, frames_BTCHW=frames_BTCHW, mask_BT=mask_BT)
 
 
 class CaptionCollate:
-    """Caption positions to a `TextBatch`."""
+    """Caption positions to a `TextBatch`.
 
-    def __init__(self, part: SplitPart, tokens: CaptionTokens) -> None:
+    Args:
+        part: whose captions the positions count.
+        tokens: of these captions.
+        features: reads precomputed text features; None when the model wants none.
+    """
+
+    def __init__(self, part: SplitPart, tokens: CaptionTokens, features: FeatureSource | None = None) -> None:
         self.tokens = tokens
+        self.features = features
+        self.keys: list[Keys] = [caption.keys for caption in part.captions] if features else []
         self.video_index = torch.tensor(part.video_index, dtype=torch.int64)
 
     def __call__(self, items: Sequence[int]) -> TextBatch:
         ids_B = torch.tensor(items, dtype=torch.int64)
-        return self.tokens.batch(ids_B, self.video_index[ids_B])
+        batch = self.tokens.batch(ids_B, self.video_index[ids_B])
+        if not self.features:
+            return batch
+        values, masks, present_BE = self.features.batch([self.keys[caption] for caption in items])
+        return replace(batch, features=values, feature_masks=masks, present_BE=present_BE)
 
 
 class PairCollate:
-    """Training samples to a `PairBatch`, without the unreadable ones; None when none is left."""
+    """Training samples to a `PairBatch`, without the unreadable ones; None when none is left.
 
-    def __init__(self, videos: VideoCollate, captions: CaptionCollate) -> None:
+    Args:
+        videos: makes the video side.
+        captions: makes the text side.
+        share_videos: each distinct video once, and `PairBatch.rows` to say which caption it belongs to.
+    """
+
+    def __init__(self, videos: VideoCollate, captions: CaptionCollate, share_videos: bool = False) -> None:
         self.videos = videos
         self.captions = captions
+        self.share_videos = share_videos
 
     def __call__(self, items: Sequence[PairItem | None]) -> PairBatch | None:
         readable = [item for item in items if item is not None]
         if not readable:
             return None
-        video = self.videos.batch([item.video for item in readable], [item.frames for item in readable])
-        return PairBatch(self.captions([item.caption for item in readable]), video)
+        text = self.captions([item.caption for item in readable])
+        if not self.share_videos:
+            return PairBatch(text, self.videos.batch([i.video for i in readable], [i.frames for i in readable]))
+        distinct = {item.video: item.frames for item in readable}
+        row_of = {video: row for row, video in enumerate(distinct)}
+        rows_B = torch.tensor([row_of[item.video] for item in readable])
+        return PairBatch(text, self.videos.batch(list(distinct), list(distinct.values())), rows_B)
 
 
 def use_one_thread(worker: int) -> None:

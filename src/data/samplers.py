@@ -14,6 +14,8 @@ from src.errors import UserError
 # What the sampler hands to the training data set. The epoch travels with the index, because a loader's
 # workers hold copies of the data set from the first epoch.
 SampleKey = tuple[int, int]
+# How far a sample may be moved to meet others of its length.
+BUCKET_BATCHES = 50
 
 
 class TrainBatchSampler(Sampler[list[SampleKey]]):
@@ -33,6 +35,9 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         groups: group of each sample's video or None; samples of one group enter the same global batch
             (hard negatives meet). One caption per video of the group at a time: with five captions per video,
             a group of two videos forms five pairs.
+        lengths: length of each sample (tokens, steps). Samples of similar length meet in a batch, so that little is
+            padded: within runs of `BUCKET_BATCHES` batches of the permutation, samples are sorted by length, then
+            the batches are shuffled. None = lengths do not matter.
 
     Raises:
         UserError: there are fewer samples than one global batch, or the options leave no full batch.
@@ -48,6 +53,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         world_size: int = 1,
         unique_videos: bool = False,
         groups: Sequence[str | None] | None = None,
+        lengths: np.ndarray | None = None,
     ) -> None:
         self.videos = np.asarray(videos, dtype=np.int64)
         self.batch_size = batch_size
@@ -56,6 +62,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         self.world_size = world_size
         self.unique_videos = unique_videos
         self.groups = groups
+        self.lengths = lengths
         self.epoch = 0
         self.start = 0  # batches of the next iteration to leave out: they were trained on before an interruption
         self.global_batch = batch_size * world_size
@@ -85,18 +92,29 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
             # Packing may find a batch more or less than in epoch 0, but learning-rate schedules and the other
             # processes count on one length: a surplus is dropped, a shortfall repeats the epoch's first batches.
             packed = self._pack(epoch) or self._pack(0)
-            yield from (packed[position % len(packed)] for position in range(len(self)))
+            yield from (packed[position % len(packed)] for position in self._turns(epoch, len(self)))
             return
         order = self._permutation(epoch)
-        for start in range(0, len(order) - self.global_batch + 1, self.global_batch):
-            yield order[start : start + self.global_batch].tolist()
+        for batch in self._turns(epoch, len(self)):
+            yield order[batch * self.global_batch : (batch + 1) * self.global_batch].tolist()
 
     @property
     def _is_plain(self) -> bool:
         return not self.unique_videos and self.groups is None
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.videos))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.videos))
+        if self.lengths is None:
+            return order
+        window = BUCKET_BATCHES * self.global_batch
+        runs = [order[start : start + window] for start in range(0, len(order), window)]
+        return np.concatenate([run[np.argsort(self.lengths[run], kind="stable")] for run in runs])
+
+    def _turns(self, epoch: int, count: int) -> np.ndarray:
+        """The order in which the epoch's batches come: that of the permutation, unless it sorted them by length."""
+        if self.lengths is None:
+            return np.arange(count)
+        return np.random.default_rng([self.seed, epoch, 1]).permutation(count)
 
     def _check(self) -> None:
         if self.batch_size < 1:

@@ -1,6 +1,6 @@
 """Which frames of a video a model sees: pure functions from a frame count to sorted frame indices.
 
-Four rules, chosen by `FrameSpec.sampling`; n is the number of frames of the file (or segment), F `num_frames`:
+Five rules, chosen by `FrameSpec.sampling`; n is the number of frames of the file (or segment), F `num_frames`:
 
 | rule | evaluation | training (`rng` given) |
 |---|---|---|
@@ -8,6 +8,7 @@ Four rules, chosen by `FrameSpec.sampling`; n is the number of frames of the fil
 | clip2video | the 5 fps JPEG folder CLIP2Video reads, every `framerate`-th file, F of them | interior ones jittered |
 | clip4clip | `framerate` frames of every second, then F of them by `position` | the same |
 | frozen | middle frame of each of min(F, n) equal intervals | random frame, never an interval's last one |
+| internvideo | every round(fps / `framerate`)-th frame, then F of them spread evenly | the same |
 
 Indices count decoded frames in display order, so on variable-frame-rate files they are spread over frames, not
 over time. They never decrease; only `clip2video` repeats one, where the file has fewer than 5 frames a second.
@@ -57,6 +58,9 @@ def frame_indices(
         seconds = None if segment == (None, None) else clip4clip_seconds(segment, num_frames_in_file, fps)
         picked = clip4clip_picks(num_frames_in_file, fps, spec.framerate, seconds) or [start]
         return clip4clip_slice(picked, spec.num_frames, spec.position)
+    if spec.sampling == "internvideo":
+        picked = internvideo_picks(num_frames_in_file, fps, spec.framerate, segment)
+        return clip4clip_slice(picked, spec.num_frames, position=2)
     count = stop - start
     if spec.sampling == "clip2video":
         jitter = None if rng is None else np.random.RandomState(int(rng.integers(2**32)))
@@ -227,6 +231,27 @@ def clip4clip_picks(
                 return picked
             picked.append(index)
     return picked
+
+
+def internvideo_picks(num_frames: int, fps: float, framerate: int, segment: Segment = (None, None)) -> list[int]:
+    """Frame numbers that InternVideo's decord loader chooses from (MSR-VTT, LSMDC, DiDeMo, VATEX), before any limit.
+
+    Its MSVD and ActivityNet loaders read as CLIP4Clip does (`clip4clip_picks`).
+
+    Args:
+        num_frames: frames of the file.
+        fps: average frames per second.
+        framerate: frames wanted per second, at least 1.
+        segment: start and end in seconds; None = from the beginning / to the end. Empty when it starts behind the file.
+
+    Source: OpenGVLab/InternVideo@3965eef InternVideo1/Downstream/Video-Text-Retrieval (decord reader).
+    Deviates: a file with less than half as many frames a second as `framerate` is an error upstream (stride 0); here
+        all its frames are taken.
+    """
+    start_s, end_s = segment
+    first = 0 if start_s is None else int(start_s * fps)
+    last = num_frames - 1 if end_s is None else int(min(end_s * fps, num_frames - 1))
+    return list(range(first, last + 1, max(1, round(fps / framerate))))
 
 
 def clip4clip_slice(picked: Sequence[int], max_frames: int, position: Literal[0, 1, 2]) -> list[int]:

@@ -8,62 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from src.clip import Clip, Medium, Request
 from src.errors import UserError
 
-Medium = Literal["frames", "audio", "text"]
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One decoded item.
-
-    Attributes:
-        id: video id, or the key of a caption.
-        path: the video file; None for captions.
-        frames_THWC: uint8 RGB at the request's rate and size, for `medium = "frames"`.
-        frame_indices: position of each frame in the file.
-        fps: frames per second of the file.
-        size_hw: height and width of the file's frames, pixels, before any resizing.
-        wave_CN: float32 in [-1, 1], for `medium = "audio"`.
-        sample_rate: of the waveform, Hz.
-        text: for `medium = "text"`.
-    """
-
-    id: str
-    path: Path | None = None
-    frames_THWC: np.ndarray | None = None
-    frame_indices: tuple[int, ...] = ()
-    fps: float = 0.0
-    size_hw: tuple[int, int] = (0, 0)
-    wave_CN: np.ndarray | None = None
-    sample_rate: int = 0
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be decoded for an extractor.
-
-    Attributes:
-        fps: frames per second of video time; None = every frame.
-        max_frames: at most so many frames, evenly spread over those of `fps`; None = all.
-        short_side: frames are scaled so that their shorter side has so many pixels; None = as they are.
-        sample_rate: Hz, of the waveform; None = that of the file.
-        mono: channels are averaged.
-    """
-
-    fps: float | None = 1.0
-    max_frames: int | None = None
-    short_side: int | None = None
-    sample_rate: int | None = None
-    mono: bool = True
+__all__ = ["Clip", "Extractor", "Medium", "Request", "need"]
 
 
 class Extractor(ABC):
@@ -71,10 +24,12 @@ class Extractor(ABC):
 
     Attributes:
         medium: what is decoded for it.
+        nothing: what the store says of an item for which `extract` gave None.
         name: of the store it fills, unless the user gives another.
     """
 
     medium: ClassVar[Medium]
+    nothing: ClassVar[str] = "nothing to extract"
     name: str
 
     @property
@@ -104,7 +59,10 @@ class Extractor(ABC):
         return [self.extract(clip) for clip in clips]
 
     def details(self, clip: Clip) -> Mapping[str, Any] | None:
-        """Further facts about the item just extracted that the store keeps as JSON beside the vectors (OCR words)."""
+        """Further facts that the store keeps as JSON beside the vectors (OCR words).
+
+        Called after `extract` or `extract_many`, for each of their clips in order.
+        """
         return None
 
     def to(self, device: torch.device) -> None:  # noqa: B027  an extractor without a network has nothing to move

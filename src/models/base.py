@@ -135,6 +135,8 @@ class RetrievalModule(LightningModule, ABC):
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         text = self.encode_text(batch.text)
         video = self.encode_video(batch.video)
+        if batch.rows is not None:  # each video was encoded once; its captions share the embedding
+            video = video[batch.rows]
         # Normalisation, logits and log-sum-exp stay in float32 whatever the trainer's precision.
         with torch.autocast(self.device.type, enabled=False):
             losses = self.loss(_as_float32(text), _as_float32(video))

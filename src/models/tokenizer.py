@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import html
+import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -121,6 +122,10 @@ class ClipTokenizer:
             raise UserError(f"model.max_words={self.max_words}, expected at least 3 (start, one word, end)")
 
     @property
+    def fingerprint(self) -> str:
+        return f"clip-bpe-1 ftfy {ftfy.__version__} max_words={self.max_words} vocab_size={self.vocab_size}"
+
+    @property
     def start_id(self) -> int:
         return self.vocab_size - 2
 
@@ -162,6 +167,10 @@ class PretrainedTokenizer:
 
     arch: str
     max_words: int
+
+    @property
+    def fingerprint(self) -> str:
+        return f"open_clip {importlib.metadata.version('open_clip_torch')} {self.arch} max_words={self.max_words}"
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return int64 tokens_NL and bool mask_NL; the mask ends at the first repeated last id (padding)."""

@@ -15,11 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 
-from src.batch import InputSpec
+from src.batch import ExpertSpec, InputSpec
 from src.callbacks import AtomicCheckpointIO
 from src.config.schema import DECLARED
 from src.data.datamodule import RetrievalDataModule
 from src.data.splits import SplitSpec
+from src.extractors.base import Extractor
 from src.models.base import OptimizerFactory, RetrievalModule, SchedulerFactory
 
 
@@ -61,7 +62,25 @@ def build_datamodule(cfg: DictConfig, inputs: InputSpec) -> RetrievalDataModule:
         inputs=inputs,
         seed=cfg.seed,
         problems_file=Path(cfg.paths.run_dir) / "problems.jsonl",
+        stores=store_folders(cfg),
     )
+
+
+def experts_of(cfg: DictConfig) -> tuple[ExpertSpec, ...]:
+    """The chosen entries of conf/experts, as models and data take them."""
+    entries = plain(cfg.experts).items()
+    return tuple(ExpertSpec(name, **{k: v for k, v in entry.items() if k != "path"}) for name, entry in entries)
+
+
+def store_folders(cfg: DictConfig) -> dict[str, Path]:
+    """Name of each feature store that the chosen experts read -> its folder."""
+    default = Path(cfg.paths.data_dir) / cfg.dataset.name / "features"
+    entries = {entry.get("store") or name: entry.get("path") for name, entry in plain(cfg.experts).items()}
+    return {name: Path(path).expanduser() if path else default / name for name, path in entries.items()}
+
+
+def build_extractor(cfg: DictConfig) -> Extractor:
+    return _make(plain(cfg.extractor))
 
 
 def build_optimization(cfg: DictConfig) -> tuple[OptimizerFactory, SchedulerFactory | None]:

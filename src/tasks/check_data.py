@@ -6,19 +6,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from src.batch import FrameSpec, InputSpec
-from src.data.annotation import VideoRecord
+from src.data.annotation import Annotation, VideoRecord
 from src.data.checks import Finding, find_all
+from src.data.datamodule import RetrievalDataModule
 from src.data.datasets import FrameSource
+from src.data.feature_checks import find_in_features
+from src.data.feature_source import FeatureSource, Keys
+from src.data.splits import captions_of
 from src.errors import UserError
-from src.tasks.build import build_datamodule
+from src.tasks.build import build_datamodule, experts_of
 
 # Enough to touch the beginning, the middle and the end of a file.
 PROBE = FrameSpec(num_frames=3, image_size=32)
@@ -27,10 +30,14 @@ PROBE = FrameSpec(num_frames=3, image_size=32)
 def run(cfg: DictConfig) -> None:
     """Check the data set under its split; the list goes to the terminal and to check_data.json in the run folder.
 
+    With experts, a video is at hand when one of them has it, and its file is not asked for.
+
     Raises:
         UserError: something is wrong; notes alone are no error.
     """
-    datamodule = build_datamodule(cfg, InputSpec(_no_tokens, PROBE))
+    experts = experts_of(cfg)
+    with_files = "frames" in cfg.dataset.provides and not experts
+    datamodule = build_datamodule(cfg, InputSpec(None, PROBE if with_files else None, experts))
     datamodule.cache = "none"  # the files themselves are the question
     annotation = datamodule.read()
     probe = FrameSource(PROBE, backend=cfg.dataset.backend, timeout_s=cfg.dataset.timeout_s)
@@ -41,34 +48,77 @@ def run(cfg: DictConfig) -> None:
     findings = find_all(
         datamodule.split,
         annotation,
-        available=datamodule.is_available,
-        unreadable=reason if cfg.task.decode else None,
+        available=datamodule.is_available if with_files else None,
+        unreadable=reason if cfg.task.decode and with_files else None,
     )
+    lists = {part: annotation.splits.get(name, ()) for part, name in datamodule.split.parts.items()}
+    items: dict[str, list[Keys]] = {part: [(video_id,) for video_id in ids] for part, ids in lists.items()}
+    findings += find_in_features(datamodule.experts, items, read_all=cfg.task.decode)
+    findings += datamodule.own_findings()
+    findings.sort(key=lambda finding: finding.severity)
+    parts = _parts(datamodule, annotation, items, with_files)
     path = Path(cfg.paths.run_dir) / "check_data.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False) + "\n")
-    _print(findings, len(annotation.videos), len(annotation.captions))
+    report = {"parts": parts, "findings": [asdict(finding) for finding in findings]}
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _print(findings, parts)
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         kinds = ", ".join(f"{len(finding.items)} {finding.kind} ({finding.where})" for finding in errors)
         raise UserError(f"data set {datamodule.name!r} is not clean: {kinds}; every item is listed in {path}")
 
 
-def _print(findings: Sequence[Finding], num_videos: int, num_captions: int) -> None:
+def _parts(
+    datamodule: RetrievalDataModule, annotation: Annotation, items: dict[str, list[Keys]], with_files: bool
+) -> list[dict[str, Any]]:
+    """One row per part: what the files list, and how much of it is at hand."""
+    records = {video.id: video for video in annotation.videos}
+    rows = []
+    for part, keys in items.items():
+        ids = [video_id for (video_id,) in keys]
+        captions = captions_of(datamodule.split, annotation, part, ids)
+        row: dict[str, Any] = {
+            "part": part,
+            "list": datamodule.split.parts[part],
+            "videos": len(captions),
+            "captions": sum(map(len, captions.values())),
+            "policy": datamodule.split.captions.get(part, "all"),
+        }
+        if with_files:
+            row["files"] = sum(datamodule.is_available(records[i]) for i in captions if i in records)
+        rows.append(row | _experts_at_hand(datamodule.experts, keys))
+    for edition, topics in annotation.topics.items():
+        judged = len(annotation.qrels.get(edition, ()))
+        rows.append({"part": f"topics {edition}", "captions": len(topics), "judgements": judged})
+    return rows
+
+
+def _experts_at_hand(source: FeatureSource, keys: Sequence[Keys]) -> dict[str, int]:
+    counts = {}
+    for spec in source.specs:
+        try:
+            store = source.store(spec)
+        except UserError:  # a finding of its own
+            continue
+        counts[f"with {spec.name}"] = sum(any(key in store for key in of_item) for of_item in keys)
+    return counts
+
+
+def _print(findings: Sequence[Finding], parts: Sequence[dict[str, Any]]) -> None:
     console = Console()
+    columns = list(dict.fromkeys(name for row in parts for name in row))
+    table = Table(*columns)
+    for row in parts:
+        table.add_row(*(str(row.get(name, "")).replace("[", r"\[") for name in columns))
+    console.print(table)
     if not findings:
-        console.print(f"{num_videos} videos and {num_captions} captions: nothing to report")
+        console.print("nothing to report")
         return
-    table = Table(title=f"{num_videos} videos, {num_captions} captions", title_justify="left")
-    for column in ("severity", "kind", "where", "count", "first"):
-        table.add_column(column, overflow="fold")
+    table = Table("severity", "kind", "where", "count", "first")
+    for column in table.columns:
+        column.overflow = "fold"
     for finding in findings:
         # Texts of the data may look like rich's markup.
         first = finding.items[0].replace("[", r"\[")[:200]
         table.add_row(finding.severity, finding.kind, finding.where, str(len(finding.items)), first)
     console.print(table)
-
-
-def _no_tokens(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """No caption is encoded here."""
-    return torch.zeros(len(captions), 1, dtype=torch.int64), torch.ones(len(captions), 1, dtype=torch.bool)

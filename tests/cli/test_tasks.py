@@ -148,13 +148,16 @@ def test_check_data_passes_clean_data_and_lists_all_that_is_wrong(cli: Cli, clip
     words = (*SMALL, "task=check_data", "task.decode=true", f"dataset.data_dir={clips},{unclean}")
     outcome = cli("-m", *words, f"hydra.sweep.dir={tmp_path}/sweep", tiny=False)
     assert outcome.code == 2
-    assert "9 videos and 9 captions: nothing to report" in outcome.out
+    assert "nothing to report" in outcome.out
     (line,) = outcome.err.splitlines()
     assert line.startswith("error: data set 'folder' is not clean: ")
     for kind in ("1 missing file (val)", "1 unreadable file (train)", "1 identical files in two parts"):
         assert kind in line
-    findings = json.loads((tmp_path / "sweep" / "1" / "check_data.json").read_text())
-    listed = {item.split(" ")[0].rstrip(":") for finding in findings for item in finding["items"]}
+    clean, report = (json.loads((tmp_path / "sweep" / job / "check_data.json").read_text()) for job in "01")
+    assert clean["findings"] == []
+    assert sum(part["videos"] for part in clean["parts"]) == sum(part["files"] for part in clean["parts"]) == 9
+    assert sum(part["captions"] for part in clean["parts"]) == 9
+    listed = {item.split(" ")[0].rstrip(":") for finding in report["findings"] for item in finding["items"]}
     assert {"val1", "train1", "train0"} <= listed
 
 

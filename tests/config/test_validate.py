@@ -127,6 +127,13 @@ def test_flags_may_stand_anywhere() -> None:
     ]
 
 
+def test_a_task_key_may_be_given_by_its_name() -> None:
+    words = ["task=convert", "trust=true", "task.source=a", "seed=1", "model=clip2video", "-m"]
+    assert compose.task_keys_named(words) == ["task=convert", "task.trust=true", *words[2:]]
+    assert compose.task_keys_named(["trust=true"]) == ["trust=true"]  # fit has no such key; the check will say so
+    assert compose.task_keys_named(["task=nonsense", "trust=true"]) == ["task=nonsense", "trust=true"]
+
+
 def test_torchrun_needs_one_run_folder_for_all_ranks() -> None:
     environment = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "1"}
     with pytest.raises(UserError, match=r"add hydra\.run\.dir="):

@@ -124,7 +124,7 @@ def test_pairs_are_collated_with_ids_masks_and_dtypes(loads: Loads) -> None:
 
 def pair_collate(part: SplitPart) -> PairCollate:
     tokens = CaptionTokens([caption.text for caption in part.captions], tokenize)
-    return PairCollate(VideoCollate(InputSpec(tokenize, SPEC)), CaptionCollate(part, tokens))
+    return PairCollate(VideoCollate(part, InputSpec(tokenize, SPEC)), CaptionCollate(part, tokens))
 
 
 def test_unreadable_videos_leave_the_batch_and_are_reported_once(loads: Loads, tmp_path: Path) -> None:
@@ -145,10 +145,10 @@ def test_unreadable_videos_leave_the_batch_and_are_reported_once(loads: Loads, t
 def test_evaluation_keeps_the_captions_of_an_unreadable_video(loads: Loads) -> None:
     part = make_part(["4", "broken", "9"], captions_each=2)
     items = VideoItems(part, FrameSource(SPEC))
-    batch = VideoCollate(InputSpec(tokenize, SPEC))([items[k] for k in range(3)])
+    batch = VideoCollate(items.part, InputSpec(tokenize, SPEC))([items[k] for k in range(3)])
     assert batch is not None
     assert batch.ids.tolist() == [0, 2]
-    assert VideoCollate(InputSpec(tokenize, SPEC))([items[1]]) is None
+    assert VideoCollate(items.part, InputSpec(tokenize, SPEC))([items[1]]) is None
     captions = CaptionItems(part)
     tokens = CaptionTokens([caption.text for caption in part.captions], tokenize)
     text = CaptionCollate(part, tokens)([captions[k] for k in range(len(captions))])
@@ -173,7 +173,7 @@ def test_memory_cache_decodes_once_without_jitter(loads: Loads) -> None:
 
 def test_models_without_frames_get_ids_only(loads: Loads) -> None:
     items = VideoItems(make_part(["4", "9"]), FrameSource(None))
-    batch = VideoCollate(InputSpec(tokenize))([items[0], items[1]])
+    batch = VideoCollate(items.part, InputSpec(tokenize))([items[0], items[1]])
     assert batch is not None
     assert batch.ids.tolist() == [0, 1]
     assert batch.frames_BTCHW is None

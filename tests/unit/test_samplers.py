@@ -6,6 +6,7 @@ import pickle
 from collections import Counter
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -162,3 +163,29 @@ def test_evaluation_shards_are_the_batches_of_one_process_dealt_out(
     assert all(shard for shard in shards), "a process without a batch would be skipped, and the others would wait"
     assert sorted(batch for shard in shards for batch in shard if batch) == [batch for batch in alone if batch]
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@pytest.mark.parametrize("unique", [False, True])
+def test_bucketing_pads_less_and_trains_on_the_same_samples(unique: bool) -> None:
+    rng = np.random.default_rng(0)
+    videos = np.repeat(np.arange(200), 2)
+    lengths = rng.integers(4, 60, len(videos))
+
+    def padded(sampler: TrainBatchSampler) -> int:
+        return sum(int(lengths[list(batch)].max()) * len(batch) for batch in sampler.global_batches(3))
+
+    plain = TrainBatchSampler(videos, 8, 0, unique_videos=unique)
+    bucketed = TrainBatchSampler(videos, 8, 0, unique_videos=unique, lengths=lengths)
+    assert padded(bucketed) < 0.75 * padded(plain)
+    seen = [sorted(i for batch in sampler.global_batches(3) for i in batch) for sampler in (plain, bucketed)]
+    assert seen[0] == seen[1] == list(range(len(videos)))
+    longest = [int(lengths[list(batch)].max()) for batch in bucketed.global_batches(3)]
+    assert longest != sorted(longest)  # short batches do not all come first
+
+
+def test_bucketing_gives_the_same_global_batches_to_any_number_of_processes() -> None:
+    lengths = np.arange(64) % 7
+    alone = TrainBatchSampler(range(64), 8, 1, lengths=lengths)
+    shared = [TrainBatchSampler(range(64), 4, 1, rank=rank, world_size=2, lengths=lengths) for rank in range(2)]
+    for whole, left, right in zip(alone, *shared, strict=True):
+        assert whole == left + right

@@ -1,0 +1,101 @@
+"""Decoding many videos in worker processes, in order; a file that kills its process is listed and the rest goes on."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+
+from src.clip import Clip, Unusable
+from src.data.annotation import VideoRecord
+
+Decoded = Clip | Unusable
+Decode = Callable[[VideoRecord], Decoded]
+CRASHED = "the decoder crashed on it"
+# Clips decoded ahead of the one in use, for each worker.
+_AHEAD = 2
+
+
+def decode_all(records: Iterable[VideoRecord], decode: Decode, workers: int) -> Iterator[Decoded]:
+    """The result for each record, in their order.
+
+    Args:
+        records: to be decoded.
+        decode: picklable; what it raises ends the iteration.
+        workers: processes; 0 decodes here, where a crash of the decoder ends everything.
+    """
+    if not workers:
+        yield from map(decode, records)
+        return
+    coming = iter(records)
+    waiting: deque[tuple[VideoRecord, Future[Decoded]]] = deque()
+    pool = _pool(workers)
+    try:
+        while True:
+            while len(waiting) < _AHEAD * workers and (record := next(coming, None)) is not None:
+                waiting.append((record, _submit(pool, decode, record)))
+            if not waiting:
+                return
+            head, future = waiting.popleft()
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                pool.shutdown()
+                suspects = [head, *(record for record, _ in waiting)]
+                waiting.clear()
+                yield from _one_by_one(suspects, decode)
+                pool = _pool(workers)
+            else:
+                yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, decode: Decode, record: VideoRecord) -> Future[Decoded]:
+    try:
+        return pool.submit(decode, record)
+    except BrokenProcessPool as error:
+        broken: Future[Decoded] = Future()
+        broken.set_exception(error)
+        return broken
+
+
+def _one_by_one(records: Sequence[VideoRecord], decode: Decode) -> Iterator[Decoded]:
+    """Each record in a process of its own: the one that kills it as well was the culprit."""
+    for record in records:
+        with _pool(1) as pool:
+            try:
+                result = pool.submit(decode, record).result()
+            except BrokenProcessPool:
+                result = Unusable(record.id, CRASHED, failed=True)
+        yield result
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # Not fork: this process has threads, and decoders must not cross a fork.
+    known = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in known else "spawn")
+    # The server imports once what every worker needs (torch for decord); workers then start in an instant.
+    context.set_forkserver_preload(["torch", "src.data.clips"])
+    return ProcessPoolExecutor(workers, context, _start_worker)
+
+
+def _start_worker() -> None:
+    """One thread each, and an end when the main process was killed, instead of waiting for work for ever."""
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,68 @@
+"""The loader of all batches: drops what cannot be read, keeps its length in training, resumes in mid-epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
+
+from src.data.samplers import TrainBatchSampler
+from src.errors import UserError
+
+BatchT = TypeVar("BatchT")
+
+
+class BatchLoader(DataLoader[Any], Generic[BatchT]):
+    """A loader that never yields a batch in which nothing was readable, and can go on in mid-epoch.
+
+    A checkpoint of the trainer holds `state_dict()`; a resumed epoch starts after the batches already trained on.
+
+    Args:
+        dataset: map-style data set.
+        keep_length: yield as many batches as announced, by repeating the last good one in place of an unreadable
+            one: processes that train together must take the same number of steps, and schedules count them.
+            Otherwise (evaluation) an unreadable batch is left out.
+        options: as for `DataLoader`.
+    """
+
+    def __init__(self, dataset: Dataset[Any], *, keep_length: bool = False, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self.keep_length = keep_length
+        self._yielded = 0
+        self._resume_at = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Number of batches that the current epoch has given; the epoch itself is the trainer's."""
+        return {"batches": self._yielded}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Start the next iteration after the batches of `state`; a finished epoch starts anew."""
+        self._resume_at = state["batches"] % max(len(self), 1)
+
+    def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]
+        if isinstance(self.batch_sampler, TrainBatchSampler):
+            self.batch_sampler.start = self._resume_at
+        self._yielded, self._resume_at = self._resume_at, 0
+        for batch in self._readable():
+            self._yielded += 1
+            yield batch
+
+    def _readable(self) -> Iterator[BatchT]:
+        good: BatchT | None = None
+        owed = 0
+        for batch in super().__iter__():
+            if batch is not None:
+                good = batch
+                yield good
+            if not self.keep_length:
+                continue
+            owed += batch is None
+            while good is not None and owed:
+                owed -= 1
+                yield good
+        if owed:
+            raise UserError(
+                "found no training video that can be read, expected at least one; "
+                "run task=check_data task.decode=true to see the reasons"
+            )
