@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from src.data.samplers import TrainBatchSampler
 from src.errors import UserError
 
 BatchT = TypeVar("BatchT")
+LOOK_S = 5.0  # how long a dead worker may go unnoticed
+
+
+class _WatchfulIterator(_MultiProcessingDataLoaderIter):
+    """Looks after the workers every few seconds while it waits.
+
+    torch does so only where there is no time limit; with one, a worker that the system killed would be noticed when the
+    limit is over, after minutes. (Its signal handler does not help: workers are children of the fork server.)
+    """
+
+    def _try_get_data(self, timeout: float = LOOK_S) -> tuple[bool, Any]:
+        deadline = time.monotonic() + timeout
+        while True:
+            left = deadline - time.monotonic()
+            success, data = super()._try_get_data(max(0.0, min(LOOK_S, left)))
+            if success or left <= LOOK_S:
+                return success, data
 
 
 class BatchLoader(DataLoader[Any], Generic[BatchT]):
@@ -39,6 +58,9 @@ class BatchLoader(DataLoader[Any], Generic[BatchT]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Start the next iteration after the batches of `state`; a finished epoch starts anew."""
         self._resume_at = state["batches"] % max(len(self), 1)
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        return _WatchfulIterator(self) if self.num_workers else super()._get_iterator()
 
     def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]
         if isinstance(self.batch_sampler, TrainBatchSampler):

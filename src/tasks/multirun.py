@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from src.errors import UserError
 _PROCESS = os.getpid()
 _exit_codes: list[int] = []
 _log = logging.getLogger(__name__)
+_LOST_WORKER = re.compile(r"DataLoader worker \(pid|DataLoader timed out")
 
 
 def exit_code() -> int:
@@ -46,9 +48,10 @@ def run_job(cfg: DictConfig, report: Callable[[Exception], int]) -> float | None
         value = _task(cfg)(cfg)
         failed = False
         return value
-    except Exception as error:
+    except Exception as caught:
         if is_multirun and os.getpid() != _PROCESS:
             raise  # a parallel launcher carries it to the first process
+        error = _explained(caught)
         _to_log_file(error)
         code = report(error)
         if not is_multirun:
@@ -57,6 +60,17 @@ def run_job(cfg: DictConfig, report: Callable[[Exception], int]) -> float | None
         return float("nan")
     finally:
         _finish_wandb(failed)
+
+
+def _explained(error: Exception) -> Exception:
+    """A lost loader worker as the user's error that it is: torch raises it wherever the program happens to be."""
+    if isinstance(error, RuntimeError) and _LOST_WORKER.search(str(error)):
+        reason = str(error).splitlines()[0].rstrip(". ")
+        return UserError(
+            f"a loader process was lost ({reason}), most often for want of memory; lower dataset.num_workers or "
+            "dataset.batch_size, then go on where the run stopped with ckpt_path=last hydra.run.dir=RUN_FOLDER"
+        )
+    return error
 
 
 def _write_config(cfg: DictConfig) -> None:
