@@ -23,6 +23,7 @@ class VideoRecord:
         start_s, end_s: the segment of the file in seconds; None = from the beginning / to the end.
         group: videos that are hard negatives of each other share a group (minimal pairs of the toy set).
         tags: facts for reports and per-part metrics, for example ("skill", "motion").
+        same_as: id under which its features are stored, when another item shows the same clip; None = its own.
     """
 
     id: str
@@ -31,6 +32,12 @@ class VideoRecord:
     end_s: float | None = None
     group: str | None = None
     tags: tuple[tuple[str, str], ...] = ()
+    same_as: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Under which feature stores know it."""
+        return self.same_as or self.id
 
 
 @dataclass(frozen=True)

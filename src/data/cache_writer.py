@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from src.data.frame_cache import (
     source_of,
 )
 from src.data.video import Problem, VideoError
+from src.data.whole_file import write_whole
 
 
 def begin(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -123,28 +123,3 @@ def _encode(frames: Frames, recipe: Recipe) -> tuple[bytes, list[int]]:
         Image.fromarray(frame_CHW.transpose(1, 2, 0)).save(buffer, "JPEG", quality=recipe.quality, subsampling=0)
         pictures.append(buffer.getvalue())
     return b"".join(pictures), [len(picture) for picture in pictures]
-
-
-def write_whole(path: Path, data: bytes | Iterable[bytes]) -> int:
-    """Write a file that is either complete under its name or not there; returns its size.
-
-    Raises:
-        OSError: disk full and the like; the temporary file is removed.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            for part in [data] if isinstance(data, bytes) else data:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
-    return size

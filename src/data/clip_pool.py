@@ -46,9 +46,8 @@ def decode_all(records: Iterable[VideoRecord], decode: Decode, workers: int) -> 
                 result = future.result()
             except BrokenProcessPool:
                 pool.shutdown()
-                suspects = [head, *(record for record, _ in waiting)]
+                yield from _one_by_one([(head, future), *waiting], decode)
                 waiting.clear()
-                yield from _one_by_one(suspects, decode)
                 pool = _pool(workers)
             else:
                 yield result
@@ -65,15 +64,23 @@ def _submit(pool: ProcessPoolExecutor, decode: Decode, record: VideoRecord) -> F
         return broken
 
 
-def _one_by_one(records: Sequence[VideoRecord], decode: Decode) -> Iterator[Decoded]:
-    """Each record in a process of its own: the one that kills it as well was the culprit."""
-    for record in records:
-        with _pool(1) as pool:
-            try:
-                result = pool.submit(decode, record).result()
-            except BrokenProcessPool:
-                result = Unusable(record.id, CRASHED, failed=True)
+def _one_by_one(unsure: Sequence[tuple[VideoRecord, Future[Decoded]]], decode: Decode) -> Iterator[Decoded]:
+    """What was at work when the pool broke, each alone: the one that takes down its process again is the culprit."""
+    pool: ProcessPoolExecutor | None = None
+    for record, future in unsure:
+        if future.done() and not future.cancelled() and future.exception() is None:
+            yield future.result()
+            continue
+        pool = pool or _pool(1)
+        try:
+            result = pool.submit(decode, record).result()
+        except BrokenProcessPool:
+            pool.shutdown()
+            pool = None
+            result = Unusable(record.id, CRASHED, failed=True)
         yield result
+    if pool is not None:
+        pool.shutdown()
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

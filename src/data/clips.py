@@ -152,7 +152,7 @@ def _decode_audio(path: Path, request: Request, stop: threading.Event) -> tuple[
             if not container.streams.audio:
                 return None, 0
             stream = container.streams.audio[0]
-            stream.thread_count = 1
+            stream.codec_context.thread_count = 1
             rate = request.sample_rate or stream.rate
             # Channels stay apart: FFmpeg's own mix to mono is louder than their mean.
             resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)

@@ -157,7 +157,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
     def is_available(self, video: VideoRecord) -> bool:
         """Whether the video's file, its frames in the disk cache, or at least one of its experts are at hand."""
         if self.inputs.frames is None and self.experts:
-            return self.experts.has_any((video.id,))
+            return self.experts.has_any((video.key,))
         return (video.path is not None and video.path.is_file()) or self.source.has_cached(video)
 
     def setup(self, stage: str | None = None) -> None:
@@ -265,7 +265,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
             "caption_policy": self.split.captions.get(part, "all"),
             "val_holdout": self.split.val_holdout,
             "excluded": self.applied.excluded_counts(part),
-            "without_expert": self.experts.lacking((video.id,) for video in chosen.videos),
+            "without_expert": self.experts.lacking((video.key,) for video in chosen.videos),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -301,7 +301,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
         if self.text_features:
             features = self.text_features.lengths([caption.keys for caption in pairs.part.captions])
             captions = np.maximum(captions, features)
-        return pairs.sample_lengths(captions, self.experts.lengths([(video.id,) for video in pairs.part.videos]))
+        return pairs.sample_lengths(captions, self.experts.lengths([(video.key,) for video in pairs.part.videos]))
 
     def _caption_collate(self, part: SplitPart) -> CaptionCollate:
         return CaptionCollate(part, self._tokens_of(part), self.text_features)

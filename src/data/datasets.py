@@ -267,7 +267,7 @@ class VideoCollate:
     def __init__(self, part: SplitPart, inputs: InputSpec, features: FeatureSource | None = None) -> None:
         self.spec = inputs.frames
         self.features = features
-        self.keys: list[Keys] = [(video.id,) for video in part.videos] if features else []
+        self.keys: list[Keys] = [(video.key,) for video in part.videos] if features else []
 
     def __call__(self, items: Sequence[VideoItem | None]) -> VideoBatch | None:
         readable = [item for item in items if item is not None]

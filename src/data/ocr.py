@@ -72,7 +72,9 @@ def read_kwai(path: Path) -> tuple[OcrTrack, ...]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"no OCR file {path}; write it with task=extract extractor=ocr, or get the published one") from error
+        raise UserError(
+            f"no OCR file {path}; write it with task=extract extractor=ocr, or get the published one"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({error}); expected a JSON object of tracks, fetch it again") from error
     return parse_kwai(document, str(path))
@@ -98,7 +100,10 @@ def _track(name: str, value: Any, source: str) -> OcrTrack:
         boxes: Mapping[str, Sequence[float]] = value["tracks"]
         quads = [np.asarray(box[:8], dtype=np.float64).reshape(4, 2) for box in boxes.values()]
         quads_N42 = np.stack(quads) if quads else np.zeros((0, 4, 2))
-        return OcrTrack(str(value["text"]), float(value["score"]), tuple(int(frame) for frame in boxes), quads_N42)
+        score = float(value["score"])
+        if not (np.isfinite(quads_N42).all() and np.isfinite(score)):
+            raise ValueError("a number is not finite")
+        return OcrTrack(str(value["text"]), score, tuple(int(frame) for frame in boxes), quads_N42)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{source}, track {name!r}: {type(error).__name__} {error}; expected text, score and tracks "
@@ -122,7 +127,7 @@ def ocr_format(
         min_length: shorter words are left out.
         lower: lower-case the words.
         rule: `upstream` = as released: a word is a repetition only when its own case equals a kept, lower-cased word
-            (of STOP and stop both stay, as "stop" twice), the first one of the file stays, | } ~ drop a word, the
+            ("stop" and then STOP both stay, as "stop"), the first one of the file stays, | } ~ drop a word, the
             length counts tabs and line breaks around it, frames are taken in file order, and the displacement is
             taken within the last box. `fixed` = case does not matter, the best-scoring one stays, all of ASCII may
             stand in a word, frames are taken in time order, and the displacement is that from the first to the last.
@@ -132,22 +137,28 @@ def ocr_format(
 
     Source: callsys/TextVR@ae16786, dataset `ocr_format`.
     """
-    found = list(_words(tracks, rule, min_length))
-    if rule == "fixed":
-        found.sort(key=lambda item: -item[1].score)
-    # A list for the order and a set for speed; upstream searches what it kept, which is lower-cased.
-    kept: list[tuple[str, OcrTrack]] = []
-    seen: set[str] = set()
-    for word, track in found:
-        written = word.lower() if lower else word
-        if (word if rule == "upstream" else written) not in seen:
-            seen.add(written)
-            kept.append((written, track))
-    kept.sort(key=lambda item: -item[1].score)
-    kept = kept[:max_words]
+    kept = _distinct(_words(tracks, rule, min_length), lower, rule)
+    kept = sorted(kept, key=_worst_last)[:max_words]
     rows = [position(track, rule) for _, track in kept]
     positions_W12 = np.stack(rows) if rows else np.zeros((0, POSITION_SIZE), np.float32)
     return OcrWords(tuple(word for word, _ in kept), tuple(track.score for _, track in kept), positions_W12)
+
+
+def _worst_last(item: tuple[str, OcrTrack]) -> float:
+    return -item[1].score
+
+
+def _distinct(words: Iterable[tuple[str, OcrTrack]], lower: bool, rule: OcrRule) -> list[tuple[str, OcrTrack]]:
+    """The words as they are written out, without repetitions."""
+    kept: list[tuple[str, OcrTrack]] = []
+    seen: set[str] = set()
+    for word, track in words if rule == "upstream" else sorted(words, key=_worst_last):
+        written = word.lower() if lower else word
+        # Upstream looks for the word in its own case among those kept, which are lower-case.
+        if (word if rule == "upstream" else word.lower()) not in seen:
+            seen.add(written if rule == "upstream" else word.lower())
+            kept.append((written, track))
+    return kept
 
 
 def _words(tracks: Iterable[OcrTrack], rule: OcrRule, min_length: int) -> Iterator[tuple[str, OcrTrack]]:

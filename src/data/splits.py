@@ -30,7 +30,9 @@ class Counts:
     captions: int | None
 
     def __str__(self) -> str:
-        return f"{self.videos} videos" if self.captions is None else f"{self.videos} videos and {self.captions} captions"
+        return (
+            f"{self.videos} videos" if self.captions is None else f"{self.videos} videos and {self.captions} captions"
+        )
 
     def agrees_with(self, found: Counts) -> bool:
         """Whether what was found is what was expected."""

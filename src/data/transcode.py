@@ -310,7 +310,8 @@ class _Copy:
         recipe = self._recipe
         keyint = str(recipe.keyint)
         # Without B-frames every packet is shown in the order in which it is stored, which all decoders seek exactly.
-        options = {"crf": str(recipe.crf), "preset": recipe.preset, "g": keyint, "keyint_min": keyint, "bf": "0"}
+        gop = {"g": keyint, "keyint_min": keyint, "sc_threshold": "0", "bf": "0"}
+        options = {"crf": str(recipe.crf), "preset": recipe.preset} | gop
         stream = self._writer.add_stream("libx264", rate=self._rate, options=options)
         stream.width, stream.height = self.size = size
         stream.pix_fmt, stream.thread_count = "yuv420p", 1

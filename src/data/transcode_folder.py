@@ -15,17 +15,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TextIO
 
-from src.data.cache_writer import write_whole
 from src.data.transcode import TEMPORARY, Transcoded, TranscodeRecipe, transcode
-from src.data.video import Problem
+from src.data.video import Problem, VideoError
+from src.data.whole_file import write_whole
 from src.data.worker_pool import Failed, run_each
 from src.errors import UserError
 
 RECIPE_FILE = "transcode.json"
 DONE_FILE = "transcode.jsonl"
 VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".m2ts", ".flv", ".wmv", ".asf")
-    + (".3gp", ".ogv", ".vob", ".divx")
+    (
+        *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".m2ts", ".flv", ".wmv"),
+        *(".asf", ".3gp", ".ogv", ".vob", ".divx"),
+    )
 )
 # Containers that hold H.264 with time stamps; the copy keeps these endings, others become mp4.
 KEPT_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
@@ -80,6 +82,7 @@ def transcode_folder(
     output: Path,
     recipe: TranscodeRecipe,
     options: FolderOptions,
+    *,
     begin: Callable[[int, int], object] = lambda total, done: None,
     advance: Callable[[], object] = lambda: None,
 ) -> FolderResult:
@@ -88,7 +91,7 @@ def transcode_folder(
     Args:
         source: the videos, at any depth.
         output: another folder; it may lie in `source`.
-        recipe: has to be that of the folder, if it holds copies.
+        recipe: that of the folder, if it holds copies.
         options: how.
         begin: called once with the number of videos and how many of them are done.
         advance: called for every video that was just dealt with.
@@ -102,22 +105,16 @@ def transcode_folder(
     try:
         with _locked(output):
             _check_recipe(output, recipe)
-            targets = _targets(names, options.keep_suffix)
-            done = _read_done(output)
-            jobs = [
-                Job(n, source / n, output / targets[n], recipe)
-                for n in names
-                if not _is_current(n, source, output, done)
-            ]
+            targets, done = _targets(names, options.keep_suffix), _read_done(output)
+            missing = [name for name in names if not _is_current(name, source, output, done)]
+            jobs = [Job(name, source / name, output / targets[name], recipe) for name in missing]
             result = FolderResult(before=len(names) - len(jobs), others=others)
             begin(len(names), result.before)
             _run(jobs, output, options, result, advance)
             return result
     except OSError as error:
-        raise UserError(
-            f"cannot write {output} ({error.strerror or error}); finished copies are kept: make room or give another "
-            "task.output, then run it again"
-        ) from error
+        reason = f"cannot write {output} ({error.strerror or error}); finished copies are kept"
+        raise UserError(f"{reason}: make room or give another task.output, then run it again") from error
 
 
 def _run(
@@ -143,10 +140,12 @@ def _run(
 
 def _work(job: Job) -> tuple[Transcoded, dict[str, int]] | _Full:
     """In a worker. The source's stamp is taken before it is read: a change meanwhile makes the copy outdated."""
-    stamp = _stamp(job.source)
     try:
+        stamp = _stamp(job.source)
         return transcode(job.source, job.target, job.recipe), stamp
     except OSError as error:
+        if error.filename is not None and Path(error.filename) == job.source:
+            raise VideoError(job.source, error.strerror or str(error)) from error
         return _Full(error.strerror or str(error))
 
 

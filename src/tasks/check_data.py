@@ -52,7 +52,8 @@ def run(cfg: DictConfig) -> None:
         unreadable=reason if cfg.task.decode and with_files else None,
     )
     lists = {part: annotation.splits.get(name, ()) for part, name in datamodule.split.parts.items()}
-    items: dict[str, list[Keys]] = {part: [(video_id,) for video_id in ids] for part, ids in lists.items()}
+    keys = {video.id: video.key for video in annotation.videos}
+    items: dict[str, list[Keys]] = {part: [(keys.get(i, i),) for i in ids] for part, ids in lists.items()}
     findings += find_in_features(datamodule.experts, items, read_all=cfg.task.decode)
     findings += datamodule.own_findings()
     findings.sort(key=lambda finding: finding.severity)
@@ -75,7 +76,7 @@ def _parts(
     records = {video.id: video for video in annotation.videos}
     rows = []
     for part, keys in items.items():
-        ids = [video_id for (video_id,) in keys]
+        ids = annotation.splits.get(datamodule.split.parts[part], ())
         captions = captions_of(datamodule.split, annotation, part, ids)
         row: dict[str, Any] = {
             "part": part,

@@ -28,12 +28,20 @@ MODELS = [name for group, name in OPTIONS if group == "model"]
 NEEDED = {
     ("task", "score"): ["similarity={file}"],
     ("task", "evaluate"): ["task.random_weights=true"],
+    ("task", "extract"): ["extractor=clip"],
+    **{("extractor", name): ["extractor.random_weights=true"] for name in ("action", "scene", "vggish")},
+    ("extractor", "plugin"): ["extractor.network=module:function"],
 }
 
 
 def configuration(*words: str) -> dict[str, Any]:
     (values,) = compose.preflight(compose.parse(list(words)))
     return values
+
+
+def alone(dataset: str) -> list[str]:
+    """Words under which a data set composes by itself: one without frames does not fit the default model."""
+    return [] if "frames" in OmegaConf.load(CONF / "dataset" / f"{dataset}.yaml").provides else ["task=check_data"]
 
 
 def targets() -> Iterator[str]:
@@ -62,6 +70,8 @@ def test_option_composes_and_fits_its_signature(group: str, option: str, tmp_pat
     file = tmp_path / "S.npy"
     file.touch()
     words = [word.format(file=file) for word in NEEDED.get((group, option), [])]
+    words += alone(option) if group == "dataset" else []
+    words += ["task=extract"] if group == "extractor" and option != "none" else []
     values = configuration(f"{group}={option}", "selection=last", *words)
     if group not in ("hydra", "experiment"):
         assert group in values
@@ -81,14 +91,18 @@ def test_model_and_dataset_fit_or_say_why_not(model: str, dataset: str) -> None:
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_split_follows_the_dataset(dataset: str) -> None:
-    values = configuration(f"dataset={dataset}", "selection=last")
+    values = configuration(f"dataset={dataset}", "selection=last", *alone(dataset))
     assert values["split"] == OmegaConf.to_container(OmegaConf.load(CONF / "split" / f"{dataset}.yaml"))
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_recipe_reaches_the_other_groups(dataset: str) -> None:
     values = configuration(
-        f"dataset={dataset}", "selection=last", "dataset.recipe.max_epochs=77", "model.arch=ViT-B-16"
+        f"dataset={dataset}",
+        "selection=last",
+        "dataset.recipe.max_epochs=77",
+        "model.arch=ViT-B-16",
+        *alone(dataset),
     )
     assert values["trainer"]["max_epochs"] == 77
     assert values["model"]["arch"] == "ViT-B-16"

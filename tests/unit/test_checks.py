@@ -97,11 +97,13 @@ def configuration(root: Path, run_dir: Path, decode: bool) -> object:
         {
             "task": {"name": "check_data", "decode": decode},
             "seed": 0,
-            "paths": {"run_dir": str(run_dir)},
+            "paths": {"run_dir": str(run_dir), "data_dir": str(root)},
+            "experts": {},
             "split": {"name": "folder"},
             "dataset": {
                 "_target_": "src.data.benchmarks.folder.FolderDataModule",
                 "name": "folder",
+                "provides": ["frames"],
                 "data_dir": str(root),
                 "backend": "auto",
                 "timeout_s": 10.0,
@@ -121,10 +123,14 @@ def test_the_task_writes_every_item_and_ends_in_one_line(tmp_path: Path, capsys:
         (root / f"{name}.mp4").write_bytes(f"not a video {name}".encode())
     check_data.run(configuration(root, run_dir, decode=False))  # type: ignore[arg-type]
     written = json.loads((run_dir / "check_data.json").read_text())
-    assert written == [{"severity": "note", "kind": "empty caption", "where": "test", "items": ["c.mp4"]}]
+    assert written["findings"] == [{"severity": "note", "kind": "empty caption", "where": "test", "items": ["c.mp4"]}]
     assert "empty caption" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"is not clean: 1 unreadable file \(train\), 1 .*check_data.json") as caught:
         check_data.run(configuration(root, run_dir, decode=True))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     written = json.loads((run_dir / "check_data.json").read_text())
-    assert [finding["where"] for finding in written if finding["kind"] == "unreadable file"] == ["train", "val", "test"]
+    assert [finding["where"] for finding in written["findings"] if finding["kind"] == "unreadable file"] == [
+        "train",
+        "val",
+        "test",
+    ]

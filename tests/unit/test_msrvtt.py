@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,6 +106,7 @@ def test_1ka_queries_are_the_sentences_of_the_csv(folder: Path) -> None:
         "caption_policy": "file",
         "val_holdout": 0,
         "excluded": {},
+        "without_expert": {},
     }
     with pytest.raises(UserError, match="selection=test or selection=last"):
         module.val_dataloader()
@@ -213,3 +215,71 @@ def test_the_seven_clips_at_hand_are_an_available_subset(shared_data: Path) -> N
     assert (facts["num_videos"], facts["num_captions"], facts["excluded"]) == (7, 140, {"missing video": 2983})
     videos, _ = module.test_dataloader()
     assert [len(batch) for batch in videos] == [7]
+
+
+def test_1ka_queries_may_come_from_the_caption_index(folder: Path) -> None:
+    (folder / "MSRVTT_JSFUSION_test.csv").unlink()
+    (folder / "val_list_jsfusion.txt").write_text("video11\nvideo9")
+    index = folder / "jsfusion_val_caption_idx.pkl"
+    index.write_bytes(pickle.dumps({"video9": 1, "video11": 0}))
+    test = make(folder, one_ka()).part("test")
+    assert [caption.text for caption in test.captions] == ["caption 0 of 11", "caption 1 of 9"]
+    for broken in ({"video9": 1}, {"video9": 2, "video11": 0}, []):
+        index.write_bytes(pickle.dumps(broken))
+        with pytest.raises(UserError, match=r"jsfusion_val_caption_idx.pkl: video\d+ has .*expected the position"):
+            make(folder, one_ka()).setup()
+
+
+def test_lists_of_dual_encoding(folder: Path) -> None:
+    spec = SplitSpec(**yaml.safe_load((SPLITS / "msrvtt_1k_yu.yaml").read_text()) | {"expected": {}})
+    with pytest.raises(
+        UserError, match=r"\(train\) needs msrvtt10kyutrain.caption.txt, .*in the feature archives of Dual Encoding"
+    ):
+        make(folder, spec).setup()
+    lines = {
+        "train": "".join(f"video{k}#{n} a sentence\n" for k in range(4) for n in range(2)),
+        "val": "video8#1 its only query\n",
+        "test": "video11.mp4#enc#0 another query\nvideo9#0 and one\n",
+    }
+    for part, text in lines.items():
+        file = folder / f"msrvtt10kyu{part}" / "TextData" / f"msrvtt10kyu{part}.caption.txt"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    module = make(folder, spec)
+    assert [video.id for video in module.part("train").videos] == ["video0", "video1", "video2", "video3"]
+    assert module.part("train").captions[0].text == "caption 0 of 0"  # all captions of the annotation
+    assert [caption.text for caption in module.part("val").captions] == ["its only query"]
+    assert [(c.video_id, c.text) for c in module.part("test").captions] == [
+        ("video11", "another query"),
+        ("video9", "and one"),
+    ]
+
+
+def test_val_list_of_miech_split(folder: Path) -> None:
+    for name, numbers in (("train", (0, 1)), ("test", (9, 10))):
+        (folder / f"{name}_list_miech.txt").write_text("\n".join(f"video{k}" for k in numbers))
+    (folder / "msrvtt10kmiechval.caption.txt").write_text("video6#3 a query\n")
+    spec = SplitSpec(**yaml.safe_load((SPLITS / "msrvtt_1kb_miech_val.yaml").read_text()) | {"expected": {}})
+    module = make(folder, spec)
+    assert [caption.text for caption in module.part("val").captions] == ["a query"]
+    assert [caption.text for caption in module.part("test").captions] == ["caption 0 of 9", "caption 0 of 10"]
+
+
+@pytest.mark.real
+def test_caption_index_agrees_with_the_csv(shared_data: Path, tmp_path: Path) -> None:
+    """The csv was tidied (blanks, 35 sentences); letter for letter the two name the same captions."""
+    published = shared_data / "annotations" / "msrvtt"
+    for name in ("test_videodatainfo.json.zip", "train_val_annotation.zip", "jsfusion_val_caption_idx.pkl"):
+        (tmp_path / name).symlink_to(published / name)
+    (tmp_path / "val_list_jsfusion.txt").symlink_to(published / "val_list_jsfusion.txt")
+    spec = SplitSpec("1ka", parts={"test": "test_1ka"}, captions={"test": "file"})
+    by_index = {c.video_id: c.text for c in make(tmp_path, spec).part("test").captions}
+    by_table = {c.video_id: c.text for c in make(published, spec).part("test").captions}
+    assert len(by_index) == 1000
+    assert sum(by_index[video_id] == text for video_id, text in by_table.items()) == 965
+    for video_id, text in by_table.items():
+        assert letters(by_index[video_id]) == letters(text), video_id
+
+
+def letters(text: str) -> str:
+    return "".join(character for character in text.lower() if character.isalnum())

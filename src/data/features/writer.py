@@ -46,6 +46,14 @@ _HEADER_BYTES = 128
 Item = tuple[str, np.ndarray | None, str | None, Mapping[str, Any] | None]
 
 
+class _OfItems(Exception):
+    """An OSError that came from the items (a video that cannot be read), not from writing them."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class StoreWriter:
     """Fills one store folder; opening it again goes on where the last run stopped.
 
@@ -121,11 +129,15 @@ class StoreWriter:
             partial = self._partial(shard_name(shard))
             try:
                 with partial.open("wb") as file:
-                    note, details = self._fill(file, shard, items)
+                    note, details = self._fill(file, shard, _marked(items))
                 if (self.path / note_name(shard)).is_file():
                     return
                 note |= {"sha256": file_sha256(partial), "bytes": partial.stat().st_size}
                 self._rename(partial, shard_name(shard))
+            except FileNotFoundError:
+                if (self.path / note_name(shard)).is_file():
+                    return  # another process wrote the shard, and `finish` swept our file away
+                raise
             finally:
                 partial.unlink(missing_ok=True)
             if details:
@@ -182,7 +194,7 @@ class StoreWriter:
                 files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
             counts = {"items": len(self._ids) - len(missing), "missing": len(missing), "rows": int(offsets[-1])}
             manifest = {"format": FORMAT, "version": VERSION, **counts, "plan": self.plan._asdict(), "files": files}
-            for stale in self.path.glob(f".shard-*{_PART}"):
+            for stale in self.path.glob(f".*{_PART}"):  # of runs that were killed
                 stale.unlink(missing_ok=True)
             self._write(MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n")
         return FeatureStore.open(self.path)
@@ -285,6 +297,9 @@ class StoreWriter:
                 file.flush()
                 os.fsync(file.fileno())
             self._rename(partial, name)
+        except FileNotFoundError:
+            if not (self.path / name).is_file():  # else another process wrote the same, and swept ours away
+                raise
         finally:
             partial.unlink(missing_ok=True)
 
@@ -301,12 +316,21 @@ class StoreWriter:
         """Turn a full disk or a read-only folder into one line."""
         try:
             yield
+        except _OfItems as wrapped:
+            raise wrapped.error from None
         except OSError as error:
             done = self.num_shards - len(self.pending())
             raise UserError(
                 f"{self.path}: {what} could not be written ({error.strerror or error}); the {done} finished shards "
                 "are kept: make room (or the folder writable) and run the same command again"
             ) from error
+
+
+def _marked(items: Iterable[Item]) -> Iterator[Item]:
+    try:
+        yield from items
+    except OSError as error:
+        raise _OfItems(error) from error
 
 
 def _check_ids(name: str, ids: tuple[str, ...]) -> None:
