@@ -113,7 +113,8 @@ def _obtain(
 ) -> Outcome:
     destination = data_dir / archive.into
     record = _read_record(folder, archive)
-    if record is not None and destination.is_dir():
+    there = destination.is_dir() if archive.unpack else (destination / archive.file).is_file()
+    if record is not None and there:
         return Outcome(archive, "there", f"{record.get('matched') or 'not verified'}, in {destination}")
     local = folder / archive.file
     by_hand = local.is_file()

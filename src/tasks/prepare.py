@@ -1,75 +1,33 @@
-"""task=prepare: decode every video of a split once, in parallel, into the frame cache that training reads."""
+"""task=prepare: from what is published to what training reads, in the steps that `task.steps` names.
+
+One module per step: `src.tasks.prepare_frames`, `prepare_transcode`, `prepare_captions`; `task.download=true` fetches
+the published archives first (`prepare_download`), and alone does nothing else.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import get_args
+import importlib
+from typing import Literal, get_args
 
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from omegaconf import DictConfig
 
-from src.data.fill_cache import Filled, FillOptions, fill
-from src.data.frame_cache import Recipe
-from src.data.splits import Part
-from src.data.video import append_problem
 from src.errors import UserError
-from src.tasks.build import build_datamodule, empty_model
 
-SHOWN_PROBLEMS = 20
+Step = Literal["transcode", "captions", "frames"]
 
 
 def run(cfg: DictConfig) -> None:
-    """Fill `dataset.cache_dir` for the parts `task.parts`.
+    """Do the steps in the given order.
 
     Raises:
-        UserError: no video could be read, the folder holds another recipe, or the disk is full.
+        UserError: an unknown step, or a step that failed.
     """
-    unknown = sorted(set(cfg.task.parts) - set(get_args(Part)))
-    if unknown:
-        raise UserError(f"found task.parts with {', '.join(unknown)}, expected some of {', '.join(get_args(Part))}")
-    inputs = empty_model(cfg).input_spec
-    if inputs.frames is None:
-        raise UserError("found a model that reads no frames, expected one that does; give model=clip2video")
-    datamodule = build_datamodule(_with(cfg, {"dataset": {"cache": "none"}}), inputs)
-    present = [part for part in cfg.task.parts if part in datamodule.applied.parts]
-    records = list({video.id: video for part in present for video in datamodule.part(part).videos}.values())
-    task = cfg.task
-    recipe = Recipe(inputs.frames, task.extra_frames, task.format, task.quality, cfg.dataset.backend)
-    options = FillOptions(task.workers, cfg.dataset.timeout_s, task.videos_per_shard)
-    console = Console()
-    columns = (TextColumn("frame cache"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=len(records))
-        filled = fill(Path(cfg.dataset.cache_dir), records, recipe, options, lambda n: progress.advance(bar, n))
-    _report(console, filled, Path(cfg.dataset.cache_dir), Path(cfg.paths.run_dir) / "problems.jsonl")
-
-
-def _with(cfg: DictConfig, changes: dict[str, dict[str, object]]) -> DictConfig:
-    merged = OmegaConf.merge(cfg, changes)
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-def _report(console: Console, filled: Filled, folder: Path, problems_file: Path) -> None:
-    for problem in filled.problems:
-        append_problem(problems_file, problem)
-    console.print(
-        f"{filled.before + filled.stored} videos in {folder} ({filled.stored} new, {filled.before} before), "
-        f"{len(filled.problems)} not readable",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-    for problem in filled.problems[:SHOWN_PROBLEMS]:
-        console.print(f"  {problem.video_id}: {problem.reason}", markup=False, highlight=False, soft_wrap=True)
-    if not filled.problems:
-        return
-    if len(filled.problems) > SHOWN_PROBLEMS:
-        console.print(f"  … and {len(filled.problems) - SHOWN_PROBLEMS} more")
-    console.print(f"all of them in {problems_file}", markup=False, highlight=False, soft_wrap=True)
-    if not filled.before + filled.stored:
+    steps = ["download"] if cfg.task.download else list(cfg.task.steps)
+    unknown = [str(step) for step in steps if step not in (*get_args(Step), "download")]
+    if unknown or not steps:
         raise UserError(
-            f"none of {len(filled.problems)} videos could be read (first: {filled.problems[0].path}: "
-            f"{filled.problems[0].reason}); run task=check_data"
+            f"found task.steps=[{','.join(map(str, cfg.task.steps))}], expected some of {', '.join(get_args(Step))}; "
+            "to fetch published archives give download=true"
         )
+    for step in steps:
+        importlib.import_module(f"src.tasks.prepare_{step}").run(cfg)

@@ -35,7 +35,10 @@ class PublishedDataModule(RetrievalDataModule, ABC):
         """End of every message about something that is not there."""
         if "dataset.annotations_dir=" in self.steps:  # a reader with further folders says it itself
             return self.steps
-        return f"{self.steps}; set dataset.annotations_dir= and dataset.videos_dir= if yours is another"
+        return (
+            f"{self.steps}; task=prepare download=true fetches what can be fetched; "
+            "set dataset.annotations_dir= and dataset.videos_dir= if your layout is another"
+        )
 
     @property
     def folder(self) -> Path:
