@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +176,6 @@ def _in_time(call: Callable[[threading.Event], Any], path: Path, limit_s: float)
     if limit_s <= 0:
         return call(threading.Event())
     stop, answer = threading.Event(), list[Any]()
-    start = time.monotonic()
 
     def work() -> None:
         try:
@@ -187,7 +185,7 @@ def _in_time(call: Callable[[threading.Event], Any], path: Path, limit_s: float)
 
     thread = threading.Thread(target=work, name="audio-decoder", daemon=True)
     thread.start()
-    thread.join(max(0.0, limit_s - (time.monotonic() - start)))
+    thread.join(limit_s)
     if not answer:
         stop.set()
         raise VideoError(path, f"no answer from the decoder within {limit_s:g} s")

@@ -78,10 +78,7 @@ def _write_config(cfg: DictConfig) -> None:
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
         folder = Path(cfg.paths.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        kept = OmegaConf.create(OmegaConf.to_container(cfg))
-        if kept.task.get("access_code"):  # somebody's secret does not belong into a folder that is passed on
-            kept.task.access_code = "not kept"
-        OmegaConf.save(kept, folder / "config.yaml")
+        OmegaConf.save(cfg, folder / "config.yaml")
 
 
 def _task(cfg: DictConfig) -> Callable[[DictConfig], float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -35,7 +36,8 @@ def run(cfg: DictConfig) -> None:
     archives = choose(manifest, wanted)
     options = ObtainOptions(
         mirror=task.mirror,
-        access_code=None if task.access_code is None else str(task.access_code),
+        # From the environment: run folders keep the command line, and are passed on.
+        access_code=os.environ.get("VIDEOTEXT_ACCESS_CODE"),
         unverified=task.unverified,
         accept=tuple(Checksum.parse(str(text)) for text in task.accept),
         keep_archives=task.keep_archives,

@@ -199,7 +199,7 @@ def test_download_killed_in_the_middle_goes_on(
 
 def test_what_cannot_be_fetched_is_explained(cli: Cli, tmp_path: Path) -> None:
     data = f"paths.data_dir={tmp_path}/data"
-    for dataset, words in (("lsmdc", "task.access_code=CODE"), ("vatex", "expected layout:")):
+    for dataset, words in (("lsmdc", "VIDEOTEXT_ACCESS_CODE=CODE"), ("vatex", "expected layout:")):
         outcome = cli("task=prepare", f"dataset={dataset}", "download=true", data, tiny=False).succeeded()
         assert words in outcome.out
         assert f"{tmp_path}/data/{dataset}/annotations/" in outcome.out

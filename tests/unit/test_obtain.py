@@ -18,6 +18,7 @@ from src.errors import UserError
 from tests.archives import tar_of
 from tests.http_server import Site, serving
 
+ROOT = Path(__file__).resolve().parents[2]
 DATA = bytes(range(256)) * 4000  # about 1 MB
 FAST = FetchOptions(retries=3, sleep=lambda seconds: None, timeout_s=10)
 
@@ -48,6 +49,15 @@ def test_every_manifest_is_sound(name: str) -> None:
     assert manifest.steps
     for archive in manifest.archives.values():
         assert archive.urls or archive.steps, archive.label
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/dataset").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_benchmark_has_a_manifest(path: Path) -> None:
+    if path.stem in ("folder", "toy"):
+        with pytest.raises(UserError, match="no published archives"):
+            read_manifest(path.stem)
+    else:
+        assert f"DATA/{path.stem}/" in read_manifest(path.stem).layout  # where conf/dataset looks
 
 
 def test_published_values_of_the_collaborative_experts_archives() -> None:
@@ -140,7 +150,7 @@ def test_an_access_code_becomes_part_of_the_address(tmp_path: Path) -> None:
     (lsmdc,) = choose(read_manifest("lsmdc"), [])
     assert addresses(lsmdc, None, "secret")[0].endswith("/features-v2/2bb80d537b-LSMDC-experts.tar.gz")
     (outcome,) = obtain([lsmdc], tmp_path, ObtainOptions())
-    assert (outcome.state, "task.access_code=CODE" in outcome.detail) == ("by hand", True)
+    assert (outcome.state, "VIDEOTEXT_ACCESS_CODE=CODE" in outcome.detail) == ("by hand", True)
 
 
 def test_a_wrong_checksum_is_not_unpacked(site: Site, tmp_path: Path, archive: Archive, packed: bytes) -> None:
@@ -188,6 +198,9 @@ def test_a_single_file_stays_packed(site: Site, tmp_path: Path, archive: Archive
     (outcome,) = obtain([single], tmp_path, ObtainOptions(mirror=f"{site.url}/lab", fetching=FAST))
     assert outcome.state == "fetched"
     assert (tmp_path / "set/experts/x/x.tar.gz").read_bytes() == packed
+    (tmp_path / "set/experts/x/x.tar.gz").unlink()
+    (again,) = obtain([single], tmp_path, ObtainOptions(mirror=f"{site.url}/lab", fetching=FAST))
+    assert again.state == "fetched"
 
 
 def test_one_failure_does_not_stop_the_others(site: Site, tmp_path: Path, archive: Archive) -> None:
