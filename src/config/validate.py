@@ -25,7 +25,10 @@ from src.errors import UserError
 
 MISSING = "???"
 # Groups that a task may do without (its `uses`), then those that every run has.
-PARTS = ("dataset", "split", "model", "experts", "optimizer", "scheduler", "trainer", "logger", "callbacks")
+PARTS = (
+    *("dataset", "split", "model", "experts", "extractor"),
+    *("optimizer", "scheduler", "trainer", "logger", "callbacks"),
+)
 GROUPS = ("task", *PARTS, "paths")
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -64,6 +67,7 @@ def check(cfg: DictConfig, context: Context) -> dict[str, Any]:
     _check_modalities(values, used, context)
     _check_selection(values, used, context)
     _check_inputs(values, context)
+    _check_extractor(values, context)
     _check_sweep(values, context)
     return values
 
@@ -297,6 +301,23 @@ def _check_inputs(values: dict[str, Any], context: Context) -> None:
         raise UserError(
             f"task=evaluate has no weights ({context.name('model')} is not pretrained); give ckpt_path=…, or "
             "model.pretrained=openai, or task.random_weights=true to evaluate an untrained model"
+        )
+
+
+def _check_extractor(values: dict[str, Any], context: Context) -> None:
+    """The one task that reads the group insists on it, and on weights for an extractor that has them."""
+    extractor = values["extractor"] or {}
+    is_read = "extractor" in (values["task"].get("uses") or ())
+    if extractor and not is_read:
+        raise UserError(f"{context.name('extractor')} is read by task=extract only; add task=extract")
+    if is_read and not extractor:
+        known = sorted(path.stem for path in (CONF / "extractor").glob("*.yaml") if path.stem != "none")
+        raise UserError(f"{context.name('task')} has no extractor; give extractor={'|'.join(known)}")
+    asks = "random_weights" in extractor and not extractor["random_weights"]
+    if asks and not extractor.get("weights"):
+        raise UserError(
+            f"{context.name('extractor')} has no weights; give extractor.weights=FILE, or "
+            "extractor.random_weights=true for a test of the plumbing"
         )
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
 
 from src.clip import Clip, Unusable
+from src.data import worker_process
 from src.data.annotation import VideoRecord
 
 Decoded = Clip | Unusable
@@ -88,21 +86,5 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     known = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in known else "spawn")
     # The server imports once what every worker needs (torch for decord); workers then start in an instant.
-    context.set_forkserver_preload(["torch", "src.data.clips"])
-    return ProcessPoolExecutor(workers, context, _start_worker)
-
-
-def _start_worker() -> None:
-    """One thread each, and an end when the main process was killed, instead of waiting for work for ever."""
-    import torch
-
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    context.set_forkserver_preload(["src.data.worker_process", "src.data.clips"])
+    return ProcessPoolExecutor(workers, context, worker_process.begin)

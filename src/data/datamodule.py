@@ -15,6 +15,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 
 from src.batch import InputSpec, PairBatch, TextBatch, VideoBatch
+from src.data import worker_process
 from src.data.annotation import Annotation, VideoRecord
 from src.data.caption_tokens import CaptionTokens
 from src.data.checks import Finding
@@ -28,7 +29,6 @@ from src.data.datasets import (
     TrainSamples,
     VideoCollate,
     VideoItems,
-    use_one_thread,
 )
 from src.data.feature_source import FeatureSource
 from src.data.loader import BatchLoader
@@ -339,7 +339,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
         return options | {
             "multiprocessing_context": context,
             "persistent_workers": True,
-            "worker_init_fn": use_one_thread,
+            "worker_init_fn": worker_process.begin,
             # Turns a hang into an error; no sooner than a batch of files that all reach their time limit.
             "timeout": 60 + self.timeout_s * batch_size if self.timeout_s else 0,
         }

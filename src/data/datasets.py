@@ -6,7 +6,6 @@ that each video and each caption is encoded once.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -337,12 +336,3 @@ class PairCollate:
         row_of = {video: row for row, video in enumerate(distinct)}
         rows_B = torch.tensor([row_of[item.video] for item in readable])
         return PairBatch(text, self.videos.batch(list(distinct), list(distinct.values())), rows_B)
-
-
-def use_one_thread(worker: int) -> None:
-    """Set up a loader worker: workers share the cores by being many, not by each using all of them.
-
-    Stands here so that a worker need not import Lightning.
-    """
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)

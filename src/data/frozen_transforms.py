@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms import functional as F  # type: ignore[import-untyped]
+from torchvision.transforms import functional as F
 
 Recipe = Literal["frozen", "textvr"]
 

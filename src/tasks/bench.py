@@ -1,4 +1,4 @@
-"""task=bench: throughput and memory of evaluation, loader and model; `task.parts=[evaluation]` runs one of them."""
+"""task=bench: throughput and memory, part by part; `task.parts=[evaluation]` runs one of them."""
 
 from __future__ import annotations
 
@@ -38,6 +38,9 @@ def run(cfg: DictConfig) -> None:
         "evaluation": bench_evaluation,
         "loader": bench_loader,
         "model": bench_model,
+        "store": bench_store,
+        "decode": bench_decode,
+        "cache": bench_cache,
     }
     unknown = [part for part in cfg.task.parts if part not in parts]
     if unknown:
@@ -152,6 +155,27 @@ def bench_model(cfg: DictConfig) -> Numbers:
     if device.type == "cuda":
         found["device MB"] = torch.cuda.max_memory_allocated() / 1e6
     return found
+
+
+def bench_store(cfg: DictConfig) -> Numbers:
+    """Features: our store beside BigFile, and pairs per second."""
+    from src.tasks import bench_store
+
+    return bench_store.bench_store(cfg)
+
+
+def bench_decode(cfg: DictConfig) -> Numbers:
+    """Our video reader beside the bare library."""
+    from src.tasks import bench_video
+
+    return bench_video.bench_decode(cfg)
+
+
+def bench_cache(cfg: DictConfig) -> Numbers:
+    """The frame cache beside decoding."""
+    from src.tasks import bench_video
+
+    return bench_video.bench_cache(cfg)
 
 
 class PeakMemory:

@@ -1,4 +1,7 @@
-"""task=convert: a foreign checkpoint to ours, and ours to safetensors, strictly checked against the model."""
+"""task=convert: a foreign checkpoint to ours, and ours to safetensors, strictly checked against the model.
+
+Features go another way: see `src.tasks.convert_features`.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from src.convert.clip4clip import from_upstream, to_upstream
+from src.data.features.detect import holds_features
 from src.errors import UserError
 from src.models.base import RetrievalModule
 from src.models.clip_retrieval import ClipRetrievalModule
 from src.models.clip_tower import clip_state
 from src.models.weights import check_fit, read_state_dict
 from src.tasks.build import empty_model, plain
+from src.tasks.convert_features import convert_features
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +32,7 @@ log = logging.getLogger(__name__)
 def run(cfg: DictConfig) -> None:
     """Convert `task.source` and write `task.output` with a JSON that says what it is.
 
+    A folder, or a file of features, becomes feature stores; nothing of the following concerns them.
     The model of the configuration (`model=…` and its options) is the contract: every tensor has to fit it.
     A bare CLIP archive is checked against its tower alone and keeps open_clip's names, ready for
     `model.pretrained=FILE`.
@@ -34,6 +40,8 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: no source, an unknown format, or tensors that do not fit; they are listed.
     """
+    if cfg.task.source is not None and holds_features(Path(cfg.task.source)):
+        return convert_features(cfg)
     source, output = _paths(cfg)
     state = read_state_dict(source, trust=cfg.task.trust)
     model = empty_model(cfg)
@@ -58,9 +66,11 @@ def run(cfg: DictConfig) -> None:
 
 def _paths(cfg: DictConfig) -> tuple[Path, Path]:
     if cfg.task.source is None:
-        raise UserError("task=convert found no task.source=, expected a checkpoint; add task.source=FILE")
+        raise UserError(
+            "task=convert found no task.source=, expected a checkpoint or features; add task.source=FILE or FOLDER"
+        )
     if cfg.task.format not in ("ours", "upstream"):
-        raise UserError(f"task.format={cfg.task.format}, expected ours or upstream")
+        raise UserError(f"task.format={cfg.task.format}, expected ours or upstream for a checkpoint")
     source = Path(cfg.task.source)
     name = cfg.task.output or Path(cfg.paths.run_dir) / f"{source.stem}.safetensors"
     output = Path(name)
@@ -68,6 +78,8 @@ def _paths(cfg: DictConfig) -> tuple[Path, Path]:
         raise UserError(f"task.output={output}, expected a name that ends in .safetensors; rename it")
     if output.exists() and source.exists() and output.samefile(source):
         raise UserError(f"task.output={output} is the source itself; give another name")
+    if not source.exists():
+        raise UserError(f"task.source={source} not found, expected a checkpoint or features; check the path")
     return source, output
 
 

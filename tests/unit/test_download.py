@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
+import signal
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import replace
@@ -187,6 +189,21 @@ def test_a_full_disk_is_noticed_before(site: Site, tmp_path: Path, monkeypatch: 
     assert get(site, tmp_path).size == len(DATA)
     with pytest.raises(UserError, match=r"left, expected .*make room"):
         get(site, tmp_path, options=replace(FAST, room=2.0))
+
+
+def test_a_disk_that_fills_up_meanwhile(site: Site, tmp_path: Path) -> None:
+    """Writes beyond the limit fail as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*a\.bin\.part .*run it again to continue"):
+            get(site, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert get(site, tmp_path).path.read_bytes() == DATA
+    assert len(site.requests) == 2
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ class StoreWriter:
         return self.plan.num_shards
 
     def pending(self) -> list[int]:
-        """Shards that are not finished."""
+        """Shards that are not finished; it changes while others write, so processes share them out by `shard % n`."""
         return [shard for shard in range(self.num_shards) if not (self.path / note_name(shard)).is_file()]
 
     def shard_ids(self, shard: int) -> tuple[str, ...]:
