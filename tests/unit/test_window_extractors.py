@@ -20,7 +20,6 @@ from src.extractors.flow import FlowExtractor
 from src.extractors.windows import ActionExtractor, PluginExtractor, Windows
 from tests.extractor_clips import clip_of, rows_of
 
-
 # ----------------------------------------------------------------------------- windows
 
 
