@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from src.data.annotation import Annotation, VideoRecord
+from src.data.features.store import file_sha256
 from src.data.splits import Counts, SplitSpec, captions_of, overlaps
 
 Severity = Literal["error", "note"]
@@ -80,7 +80,7 @@ def _some(severity: Severity, kind: str, where: str, items: Iterable[str]) -> li
 def _ids(
     spec: SplitSpec, annotation: Annotation, lists: Mapping[str, Sequence[str]], records: Mapping[str, VideoRecord]
 ) -> list[Finding]:
-    """Missing lists, repeated ids, unknown ids, shared ids, captions of unknown videos."""
+    """Missing lists, repeated ids, unknown ids, shared ids and files, captions of unknown videos."""
     absent = [f"{part}: {name}" for part, name in spec.parts.items() if part not in lists]
     findings = _some("error", "missing id list", spec.name, absent)
     findings += _some("error", "duplicate id", "annotation", _repeated(video.id for video in annotation.videos))
@@ -91,6 +91,20 @@ def _ids(
         findings += _some("error", "unknown id", part, [video_id for video_id in ids if video_id not in records])
     for (first, second), shared in overlaps(lists).items():
         findings += _some("error", "same video in two parts", f"{first} and {second}", shared)
+    return findings + _files(lists, records)
+
+
+def _files(lists: Mapping[str, Sequence[str]], records: Mapping[str, VideoRecord]) -> list[Finding]:
+    """Segments of one file in two parts: other ids and other sentences, but the same film."""
+    by_part: dict[str, dict[str, str]] = {}
+    for part, ids in lists.items():
+        known = (records[video_id] for video_id in ids if video_id in records)
+        by_part[part] = {str(video.path): video.id for video in known if video.path is not None}
+    findings: list[Finding] = []
+    for (first, second), shared in overlaps(by_part).items():
+        one, other = by_part[first], by_part[second]
+        items = [f"{one[path]} and {other[path]} in {path}" for path in shared if one[path] != other[path]]
+        findings += _some("error", "same file in two parts", f"{first} and {second}", items)
     return findings
 
 
@@ -159,13 +173,8 @@ def _same_bytes(
     for part, video_id in candidates:
         path = records[video_id].path
         if path is not None:
-            groups[_sha256(path)].append((part, video_id))
+            groups[file_sha256(path)].append((part, video_id))
     return [group for group in groups.values() if len(group) > 1]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _repeated(ids: Iterable[str]) -> list[str]:

@@ -49,7 +49,8 @@ class SplitSpec:
         captions: part -> which captions are queries: "all" of the video, "first", "file" (those the split file
             itself pairs with the videos, as the 1k-A csv does), "paragraph" (all of the video's sentences joined to
             one text, those of the list's own file when it has some), or "none" (a gallery that topics search).
-        expected: part -> counts, checked when given, before `val_holdout` and `subset` are applied.
+        expected: part -> counts, checked when given, before `val_holdout` and `subset` are applied; those of a part
+            that the split does without are ignored.
         subset: "full" wants every video; "available" drops those that are missing and counts them.
         val_holdout: number of train videos that become the val part, for splits that publish none;
             chosen by the hash of the video id, so that every run and machine holds out the same.
@@ -175,7 +176,8 @@ def apply_split(
     check_disjoint(lists, spec.name)
     by_part = {part: captions_of(spec, annotation, part, ids) for part, ids in lists.items()}
     for part, counts in spec.expected.items():
-        _check_counts(spec, part, counts, by_part.get(part, {}))
+        if part in by_part:
+            _check_counts(spec, part, counts, by_part[part])
     if spec.val_holdout:
         _hold_out(spec, by_part)
     records = {video.id: video for video in annotation.videos}

@@ -5,7 +5,6 @@ Features go another way: see `src.tasks.convert_features`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from src.convert.clip4clip import from_upstream, to_upstream
 from src.data.features.detect import holds_features
+from src.data.features.store import file_sha256
 from src.errors import UserError
 from src.models.base import RetrievalModule
 from src.models.clip_retrieval import ClipRetrievalModule
@@ -55,7 +55,7 @@ def run(cfg: DictConfig) -> None:
         "kind": kind,
         "model": plain(cfg.model),
         "source": source.name,
-        "source_sha256": _sha256(source),
+        "source_sha256": file_sha256(source),
         "tensors": len(tensors),
         "parameters": sum(value.numel() for value in tensors.values()),
     }
@@ -93,11 +93,6 @@ def _convert_clip(model: RetrievalModule, state: dict[str, Tensor], source: Path
     tensors = clip_state(state)
     check_fit(model.tower.clip, tensors, str(source))
     return tensors
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(output: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:

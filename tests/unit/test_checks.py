@@ -78,8 +78,17 @@ def test_segments_of_one_file_are_not_copies(tmp_path: Path) -> None:
     path = tmp_path / "long.mp4"
     path.write_bytes(b"x")
     videos = (VideoRecord("a", path, 0.0, 5.0), VideoRecord("b", path, 5.0, 9.0))
-    both = Annotation(videos, (CaptionRecord("a", "1"), CaptionRecord("b", "2")), {"train": ("a",), "test": ("b",)})
-    assert find_all(SplitSpec("s", parts={"train": "train", "test": "test"}), both, available=exists) == []
+    both = Annotation(videos, (CaptionRecord("a", "1"), CaptionRecord("b", "2")), {"train": ("a", "b")})
+    assert find_all(SplitSpec("s", parts={"train": "train"}), both, available=exists) == []
+
+
+def test_segments_of_one_file_in_two_parts_are_a_leak(tmp_path: Path) -> None:
+    videos = tuple(VideoRecord(f"v#{k}", tmp_path / "v.mp4", float(k), k + 1.0) for k in range(3))
+    lists = {"train": ("v#0", "v#1"), "val": (), "test": ("v#2",)}
+    found = find_all(SplitSpec("s"), Annotation(videos, tuple(CaptionRecord(v.id, v.id) for v in videos), lists))
+    assert [(f.severity, f.kind, f.where, f.items) for f in found] == [
+        ("error", "same file in two parts", "train and test", (f"v#1 and v#2 in {tmp_path / 'v.mp4'}",))
+    ]
 
 
 def test_absent_list_and_available_subset(tmp_path: Path) -> None:

@@ -139,6 +139,20 @@ def test_damaged_archive(folder: Path) -> None:
         make(folder, one_ka()).setup()
 
 
+def test_damaged_lists_and_entries(folder: Path) -> None:
+    path = folder / "MSRVTT_JSFUSION_test.csv"
+    published = path.read_bytes()
+    path.write_bytes(published + b"\xff")
+    with pytest.raises(UserError, match=r"MSRVTT_JSFUSION_test.csv is not UTF-8"):
+        make(folder, one_ka()).setup()
+    path.write_bytes(published.rstrip().rpartition(b",")[0])
+    with pytest.raises(UserError, match=r"MSRVTT_JSFUSION_test.csv has a row that ends too early"):
+        make(folder, one_ka()).setup()
+    (folder / "MSRVTT_data.json").write_text('{"videos": [{"id": "video0"}], "sentences": []}')
+    with pytest.raises(UserError, match=r"MSRVTT_data.json: videos has \"\{'id': 'video0'\}\", expected video_id"):
+        make(folder, one_ka()).setup()
+
+
 def test_list_of_ids_without_sentences_cannot_be_1ka_queries(folder: Path) -> None:
     (folder / "MSRVTT_JSFUSION_test.csv").unlink()
     (folder / "val_list_jsfusion.txt").write_text("video11\nvideo9")

@@ -118,6 +118,11 @@ def test_video_files_of_any_format_at_any_depth(folder: Path) -> None:
         make(folder, spec, inputs=InputSpec(None, FrameSpec(2, 8))).setup()
 
 
+def test_a_part_that_the_split_leaves_out_needs_no_file(folder: Path) -> None:
+    (folder / "captioning_train.json").unlink()
+    assert len(make(folder, SplitSpec("c", {"test": "val_clips"})).part("test").videos) == 3
+
+
 def test_missing_and_foreign_files(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not a folder; get captioning_train.json"):
         make(tmp_path / "none").setup()
@@ -126,6 +131,10 @@ def test_missing_and_foreign_files(folder: Path, tmp_path: Path) -> None:
         UserError, match=r"captioning_val.json has an entry of another layout \(KeyError: 'timestamps'\)"
     ):
         make(folder).setup()
+    (folder / "youcookii_annotations_trainval.json").write_text('{"database": []}')
+    with pytest.raises(UserError, match=r'"database" is a list, expected videos by id'):
+        make(folder).setup()
+    (folder / "youcookii_annotations_trainval.json").unlink()
     (folder / "captioning_val.json").unlink()
     with pytest.raises(
         UserError, match=r"no captioning_val.json and no youcookii_annotations_trainval.json in .*get cap"

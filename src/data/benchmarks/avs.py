@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.data.annotation import Annotation, CaptionRecord, Judgement, TopicRecord, VideoRecord
+from src.data.benchmarks.published import read_ids
 from src.data.bigfile_checks import ENCODING, find_in_captions, find_in_collection
 from src.data.caption_files import caption_file, read_captions, read_judgements, read_topics
 from src.data.checks import Finding
@@ -112,7 +113,7 @@ class AvsDataModule(RetrievalDataModule):
         folder = self._root / self.test_collection
         listed = folder / "VideoSets" / f"{self.test_collection}.txt"
         if listed.is_file():
-            return tuple(listed.read_text(encoding="utf-8").split())
+            return read_ids(listed)
         found = sorted((folder / "FeatureData").glob(f"{self.feature or '*'}/{FRAMES}"))
         if not found:
             raise UserError(f"no {listed} and no video2frames.txt in {folder / 'FeatureData'}; {STEPS}")

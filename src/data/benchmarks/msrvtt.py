@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from src.data.annotation import Annotation, CaptionRecord, VideoRecord
-from src.data.benchmarks.published import PublishedDataModule, read_lines
+from src.data.benchmarks.published import PublishedDataModule, read_lines, read_text
 from src.data.caption_files import caption_file, read_captions
 from src.data.pickles import load_plain
 from src.errors import UserError
@@ -144,6 +144,13 @@ def _read_document(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error}); expected the published file, fetch it again") from error
     if not isinstance(document, dict) or not {"videos", "sentences"} <= set(document):
         raise UserError(f'{path} has no "videos" and "sentences", expected the published annotation')
+    for name, keys in (("videos", {"video_id"}), ("sentences", {"video_id", "caption"})):
+        for entry in document[name]:
+            if not isinstance(entry, dict) or not keys <= set(entry):
+                raise UserError(
+                    f"{path}: {name} has {str(entry)[:60]!r}, expected {' and '.join(sorted(keys))}; "
+                    "use the published annotation"
+                )
     rows = csv.reader(io.StringIO(categories), delimiter="\t")
     names = {int(row[1]): row[0] for row in rows if len(row) == 2 and row[1].strip().isdigit()}
     return document | {"categories": names}
@@ -169,9 +176,11 @@ def _list_rows(path: Path) -> list[dict[str, str]]:
         return [{"video_id": line.video_id, "sentence": line.text} for line in read_captions(path)]
     if path.suffix == ".txt":
         return [{"video_id": line} for line in read_lines(path)]
-    rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    rows = list(csv.DictReader(io.StringIO(read_text(path))))
     if rows and "video_id" not in rows[0]:
         raise UserError(f"{path} has columns {', '.join(rows[0])}, expected video_id; use the published file")
+    if any(value is None for row in rows for value in row.values()):
+        raise UserError(f"{path} has a row that ends too early; fetch the published file again")
     return rows
 
 

@@ -33,12 +33,10 @@ class PublishedDataModule(RetrievalDataModule, ABC):
     @property
     def advice(self) -> str:
         """End of every message about something that is not there."""
+        advice = f"{self.steps}; task=prepare download=true fetches what can be fetched"
         if "dataset.annotations_dir=" in self.steps:  # a reader with further folders says it itself
-            return self.steps
-        return (
-            f"{self.steps}; task=prepare download=true fetches what can be fetched; "
-            "set dataset.annotations_dir= and dataset.videos_dir= if your layout is another"
-        )
+            return advice
+        return f"{advice}; set dataset.annotations_dir= and dataset.videos_dir= if your layout is another"
 
     @property
     def folder(self) -> Path:
@@ -103,17 +101,25 @@ class PublishedDataModule(RetrievalDataModule, ABC):
         return {key(path.name): path for _, _, path in sorted(found, reverse=True)}
 
 
+def read_text(path: Path) -> str:
+    """A text file without its byte order mark.
+
+    Raises:
+        UserError: the file is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); use the published file") from error
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file without the blanks around them; empty lines are left out.
 
     Raises:
         UserError: the file is not UTF-8.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}); use the published file") from error
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
 def read_ids(path: Path) -> tuple[str, ...]:

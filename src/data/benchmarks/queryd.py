@@ -39,15 +39,14 @@ class QuerydDataModule(PublishedDataModule):
         "get the QuerYD experts of collaborative-experts (structured-symlinks: train_list.txt, val_list.txt, "
         "test_list.txt, raw_captions_combined_filtered.pkl; segments: split_raw_captions_filtered.pkl) and, for "
         "frames, the YouTube videos of relevant-video-links-v2.txt (some are gone: split.subset=available); expected "
-        "layout: DATA/queryd/annotations/ (segments: DATA/querydsegments/annotations/) and DATA/queryd/videos/<id>.mp4 "
-        "…; set dataset.annotations_dir= and dataset.videos_dir= if yours is another"
+        "layout: DATA/queryd/annotations/ (segments: DATA/querydsegments/annotations/) and DATA/queryd/videos/<id>.mp4 …"
     )
 
     def read(self) -> Annotation:
         names = (f"{self.captions_name}.pkl", f"{self.captions_name}.json")
         path = self.find(names)
         if path is None:
-            raise UserError(f"no {' or '.join(names)} in {self.folder}; {self.steps}")
+            raise UserError(f"no {' or '.join(names)} in {self.folder}; {self.advice}")
         document = load_plain(path) if path.suffix == ".pkl" else read_json(path, dict)
         if not isinstance(document, dict):
             raise UserError(

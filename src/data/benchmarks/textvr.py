@@ -96,11 +96,12 @@ class TextvrDataModule(PublishedDataModule):
         Raises:
             UserError: there is no such folder though every file is wanted.
         """
+        _ = self.folder  # without annotation, that is what to get first
         root = Path(self.videos_dir).expanduser()
         found = next((root / name for name in VIDEO_FOLDERS if (root / name).is_dir()), root)
         optional = self.inputs.frames is None or self.cache == "disk" or self.split.subset == "available"
         if not optional and not found.is_dir():
-            raise UserError(f"dataset.videos_dir={root} is not a folder; {self.steps}")
+            raise UserError(f"dataset.videos_dir={root} is not a folder; {self.advice}")
         return found
 
     def _test_file(self) -> Path | None:

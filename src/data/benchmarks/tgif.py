@@ -70,14 +70,14 @@ class TgifDataModule(PublishedDataModule):
         if path is None:
             raise UserError(
                 f"split {self.split.name!r} ({part}) needs {collection}{part}.caption.txt, not found in {self.folder}; "
-                f"{self.steps}"
+                f"{self.advice}"
             )
         return [line.record() for line in read_captions(path)]
 
     def _original_captions(self) -> list[CaptionRecord]:
         path = self.find((ORIGINAL,))
         if path is None:
-            raise UserError(f"split {self.split.name!r} needs {ORIGINAL}, not found in {self.folder}; {self.steps}")
+            raise UserError(f"split {self.split.name!r} needs {ORIGINAL}, not found in {self.folder}; {self.advice}")
         captions = []
         for number, line in enumerate(read_lines(path), start=1):
             address, tab, text = line.partition("\t")

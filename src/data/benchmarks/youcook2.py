@@ -52,7 +52,7 @@ class Youcook2DataModule(PublishedDataModule):
         "get captioning_train.json and captioning_val.json, or youcookii_annotations_trainval.json "
         "(youcook2.eecs.umich.edu), and the videos from YouTube (some are gone: split.subset=available); expected "
         "layout: DATA/youcook2/annotations/*.json and DATA/youcook2/videos/GLd3aX16zBg.mp4 …, at any depth and in any "
-        "format; set dataset.annotations_dir= and dataset.videos_dir= if yours is another"
+        "format"
     )
 
     def read(self) -> Annotation:
@@ -62,10 +62,14 @@ class Youcook2DataModule(PublishedDataModule):
         captions: list[CaptionRecord] = []
         splits: dict[str, tuple[str, ...]] = {}
         for part in FILES:
-            entries = self._entries(part)
-            for kind, items in ((CLIPS, _clips), (VIDEOS, _whole)):
-                if part + kind not in used and not used & set(CE_LISTS):
-                    continue
+            # The lists of collaborative-experts name clips or videos of either file.
+            kinds = {
+                kind: items
+                for kind, items in ((CLIPS, _clips), (VIDEOS, _whole))
+                if part + kind in used or not used.isdisjoint(CE_LISTS)
+            }
+            entries = self._entries(part) if kinds else []
+            for kind, items in kinds.items():
                 ids: list[str] = []
                 for entry in entries:
                     path = files.get(entry.video_id) or Path(self.videos_dir) / f"{entry.video_id}.mp4"
@@ -89,10 +93,14 @@ class Youcook2DataModule(PublishedDataModule):
         file, subset = FILES[part]
         path = self.find((file, WHOLE))
         if path is None:
-            raise UserError(f"no {file} and no {WHOLE} in {self.folder}; {self.steps}")
+            raise UserError(f"no {file} and no {WHOLE} in {self.folder}; {self.advice}")
         document: dict[str, Any] = read_json(path, dict)
         whole = self.find((WHOLE,))
-        database: dict[str, Any] = read_json(whole, dict).get("database", {}) if whole else {}
+        database: Any = read_json(whole, dict).get("database", {}) if whole else {}
+        if not isinstance(database, dict):
+            raise UserError(
+                f'{whole}: "database" is a {type(database).__name__}, expected videos by id; use the published file'
+            )
         try:
             if path.name == WHOLE:
                 chosen = {name: value for name, value in database.items() if value["subset"] == subset}
