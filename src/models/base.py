@@ -9,7 +9,7 @@ Shape suffixes: B batch, T text items, V video items.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, Protocol
 
 import torch
@@ -33,6 +33,7 @@ from src.losses.infonce import SymmetricInfoNCE
 from src.metrics.retrieval import RetrievalResult, evaluate
 
 Stage = Literal["val", "test"]
+Similarity = Callable[[TextEmbedding, VideoEmbedding], Tensor]
 Ties = Literal["optimistic", "average", "pessimistic"]
 
 
@@ -43,7 +44,11 @@ class OptimizerFactory(Protocol):
 
 
 class SchedulerFactory(Protocol):
-    """Builds the per-step learning-rate schedule, or None for a constant rate (`src.optim`)."""
+    """Builds the learning-rate schedule, or None for a constant rate (`src.optim`).
+
+    Schedules advance by steps; one with the attribute `monitor` advances once per epoch, after the validation, and is
+    told that metric.
+    """
 
     def build(self, optimizer: Optimizer, total_steps: int) -> LRScheduler | None: ...
 
@@ -92,6 +97,13 @@ class RetrievalModule(LightningModule, ABC):
     def similarity(self, text: TextEmbedding, video: VideoEmbedding) -> Tensor:
         """Score every pair: s_TV, rows text, columns video, higher is better."""
 
+    def scorer(self, text: TextEmbedding, video: VideoEmbedding) -> Similarity:
+        """What an evaluation of these captions and videos calls block by block.
+
+        Models whose scores depend on the whole gallery look at it here; for all others it is `similarity`.
+        """
+        return self.similarity
+
     def loss(self, text: TextEmbedding, video: VideoEmbedding) -> dict[str, Tensor]:
         """Training loss of this process's rows; "loss" is minimised, other entries are logged."""
         return {"loss": self.contrastive(self.similarity, text, video)}
@@ -123,7 +135,11 @@ class RetrievalModule(LightningModule, ABC):
         scheduler = self._scheduler.build(optimizer, self._total_steps) if self._scheduler is not None else None
         if scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        chosen: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+        monitor = getattr(scheduler, "monitor", None)
+        if monitor is not None:
+            chosen |= {"interval": "epoch", "monitor": monitor, "reduce_on_plateau": True}
+        return {"optimizer": optimizer, "lr_scheduler": chosen}
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
         # Dropout must not depend on how often the run was interrupted: the stream of each step is a
@@ -186,7 +202,7 @@ class RetrievalModule(LightningModule, ABC):
                 "run task=check_data to see what is missing"
             )
         with torch.autocast(self.device.type, enabled=False):
-            result = evaluate(text, video, self.similarity, ties=self._ties, topk=self._topk)
+            result = evaluate(text, video, self.scorer(text, video), ties=self._ties, topk=self._topk)
         self.results[stage] = result
         self.embeddings[stage] = (text, video)
         self.log_dict(result.scalars(stage), sync_dist=True)  # equal on all processes

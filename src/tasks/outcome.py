@@ -112,7 +112,7 @@ def _skills(
     return skill_report(
         text,
         video,
-        model.similarity,
+        model.scorer(text, video),
         groups_V=groups,
         skills_V=skills,
         t2v_ranks=result.t2v_ranks,
@@ -127,9 +127,10 @@ def save_similarity(
     matrix = np.lib.format.open_memmap(
         run_dir / "similarity.npy", mode="w+", dtype=np.float32, shape=(len(text), len(video))
     )
+    score = model.scorer(text, video)
     for start in range(0, len(text), BLOCK):
         rows = slice(start, start + BLOCK)
-        matrix[rows] = model.similarity(text[rows], video).float().cpu().numpy()
+        matrix[rows] = score(text[rows], video).float().cpu().numpy()
     matrix.flush()
     videos = [part.videos[i].id for i in video.ids.tolist()]
     captions = [part.videos[i].id for i in text.video_ids.tolist()]

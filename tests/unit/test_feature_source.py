@@ -147,6 +147,20 @@ def test_check_lists_gaps_strangers_and_broken_stores(stores: dict[str, Path], t
     assert "altered file" in kinds
 
 
+def test_check_lists_items_with_rows_that_are_no_numbers(tmp_path: Path) -> None:
+    """Writers refuse them; a store may come from elsewhere, or be damaged."""
+    source = FeatureSource((AUDIO,), {"audio": write_store(tmp_path / "audio", {"a": rows(2, 2), "b": rows(1, 2)}, 2)})
+    (shard,) = (tmp_path / "audio").glob("shard-*.npy")
+    shard.write_bytes(shard.read_bytes()[:-4] + np.array(np.nan, "<f4").tobytes())
+    parts = {"train": [("a",), ("b",)]}
+    assert find_in_features(source, parts) == []
+    altered, nan = find_in_features(source, parts, read_all=True)
+    assert (altered.severity, altered.kind) == ("error", "altered file")
+    assert (nan.severity, nan.kind, nan.where) == ("error", "NaN or infinite feature", "expert audio")
+    assert len(nan.items) == 1
+    assert nan.items[0].startswith("b")
+
+
 class Featured(RetrievalDataModule):
     """Three videos without files, of which stores know something."""
 

@@ -109,6 +109,10 @@ def test_files_in_the_folders_of_the_films(folder: Path) -> None:
 def test_sentences_in_latin_1(folder: Path) -> None:
     (folder / TABLES["val"][0]).write_bytes(f"{CLIPS['val'][0]}\t{TIMES}\tat the café\r\n".encode("latin-1"))
     assert make(folder).part("val").captions[0].text == "at the café"
+    clips = CLIPS["test"]
+    lines = (f"{clips[0]}\t{TIMES}\tat the café\n".encode("latin-1"), f"{clips[1]}\t{TIMES}\tsalt – café\n".encode())
+    (folder / TABLES["test"][0]).write_bytes(b"".join(lines))
+    assert [caption.text for caption in make(folder).part("test").captions] == ["at the café", "salt – café"]
 
 
 def test_what_is_wrong_is_said(folder: Path, tmp_path: Path) -> None:

@@ -114,6 +114,12 @@ def test_malformed_captions(folder: Path, content: str) -> None:
         make(folder, split=ANY).setup()
 
 
+def test_a_file_of_one_language_says_where_the_other_is(folder: Path) -> None:
+    (folder / "vatex_training_v1.0.json").write_text('[{"videoID": "v", "enCap": ["a cat"]}]')
+    with pytest.raises(UserError, match=r"no 'chCap', .*; use vatex_training_v1.0.json and vatex_val.* both lang"):
+        make(folder, split=ANY, language="zh").setup()
+
+
 @pytest.mark.real
 @pytest.mark.parametrize(("name", "language"), [("vatex", "en"), ("vatex_1k5", "zh")])
 def test_published_lists(name: str, language: str, shared_data: Path, tmp_path: Path) -> None:

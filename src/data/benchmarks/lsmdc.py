@@ -84,15 +84,18 @@ def film_of(clip_id: str) -> str:
     return clip_id.rpartition("_")[0] or clip_id
 
 
+def _decoded(line: bytes) -> str:
+    """UTF-8, or Latin-1 as the sentences of some films are: line by line, so that one does not spoil the others."""
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
+
+
 def _table_rows(path: Path) -> list[tuple[str, str]]:
     """(clip id, sentence) of a table with tabs and without header."""
-    try:
-        # Films of the early tables have letters of Latin-1 in their sentences.
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        text = path.read_text(encoding="latin-1")
     rows: list[tuple[str, str]] = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(map(_decoded, path.read_bytes().split(b"\n")), start=1):
         if not line.strip():
             continue
         values = line.rstrip("\r").split("\t")

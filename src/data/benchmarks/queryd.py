@@ -39,7 +39,8 @@ class QuerydDataModule(PublishedDataModule):
         "get the QuerYD experts of collaborative-experts (structured-symlinks: train_list.txt, val_list.txt, "
         "test_list.txt, raw_captions_combined_filtered.pkl; segments: split_raw_captions_filtered.pkl) and, for "
         "frames, the YouTube videos of relevant-video-links-v2.txt (some are gone: split.subset=available); expected "
-        "layout: DATA/queryd/annotations/ (segments: DATA/querydsegments/annotations/) and DATA/queryd/videos/<id>.mp4 …"
+        "layout: DATA/queryd/annotations/ (segments: DATA/querydsegments/annotations/) and "
+        "DATA/queryd/videos/<id>.mp4 …"
     )
 
     def read(self) -> Annotation:

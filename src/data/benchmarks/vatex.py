@@ -61,7 +61,8 @@ class VatexDataModule(PublishedDataModule):
                 if KEYS[self.language] not in entry:
                     raise UserError(
                         f"{source}: {video_id} has no {KEYS[self.language]!r}, expected the captions of "
-                        f"dataset.language={self.language}; use the published file"
+                        f"dataset.language={self.language}; use {TRAINING[0]} and {VALIDATION[0]}, "
+                        "which have both languages"
                     )
                 captions[video_id] = sentences(source, video_id, entry[KEYS[self.language]])
                 if isinstance(entry.get("path"), str):
