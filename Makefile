@@ -27,7 +27,7 @@ demo: .venv/installed ## train a small model on the toy benchmark, print its tab
 
 .PHONY: test
 test: .venv/installed lint ## lint, types and the default test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --nbmake --nbmake-timeout=300 tests notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=15 --nbmake --nbmake-timeout=300 tests notebooks
 
 .PHONY: test-slow
 test-slow: .venv/installed ## the longer checks as well
