@@ -211,6 +211,7 @@ class ExpertSpec:
             the padding, as NetVLAD of Collaborative Experts).
         store: name of the feature store that is read; None = `name`. Two specs may read one store, for example its
             first 64 vectors and the mean of all of them.
+        training_only: targets of the loss: evaluation neither reads nor asks for them.
     """
 
     name: str
@@ -219,6 +220,7 @@ class ExpertSpec:
     max_steps: int | None = None
     pad: Literal["longest", "max"] = "longest"
     store: str | None = None
+    training_only: bool = False
 
 
 @dataclass(frozen=True)

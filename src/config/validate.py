@@ -288,11 +288,15 @@ def _check_selection(values: dict[str, Any], used: list[str], context: Context) 
 def _check_inputs(values: dict[str, Any], context: Context) -> None:
     """Files and weights that a task cannot start without."""
     task = values["task"]["name"]
-    if task == "score" and not values["similarity"]:
-        raise UserError("task=score has no matrix; give similarity=S.npy (rows captions, columns videos)")
-    for key in ("similarity", "captions", "videos"):
-        if task == "score" and values[key] and not Path(values[key]).is_file():
-            raise UserError(f"{key}={values[key]} does not exist; give the path of the file")
+    run_files = {key: values["task"].get(key) for key in ("run_file", "qrels")}
+    if task == "score" and not values["similarity"] and not run_files["run_file"]:
+        raise UserError(
+            "task=score has no matrix; give similarity=S.npy (rows captions, columns videos), "
+            "or run_file=RUN qrels=FILE of an ad-hoc video search"
+        )
+    for key, path in {**{key: values[key] for key in ("similarity", "captions", "videos")}, **run_files}.items():
+        if task == "score" and path and not Path(path).is_file():
+            raise UserError(f"{key}={path} does not exist; give the path of the file")
     checkpoint = values["ckpt_path"]
     if checkpoint and not (task == "fit" and checkpoint == "last") and not Path(checkpoint).exists():
         raise UserError(f"ckpt_path={checkpoint} does not exist; give the path of a checkpoint")

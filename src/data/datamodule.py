@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,8 +14,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 
 from src.batch import InputSpec, PairBatch, TextBatch, VideoBatch
-from src.data import worker_process
-from src.data.annotation import Annotation, VideoRecord
+from src.data.annotation import Annotation, CaptionRecord, VideoRecord
 from src.data.caption_tokens import CaptionTokens
 from src.data.checks import Finding
 from src.data.datasets import (
@@ -31,7 +29,7 @@ from src.data.datasets import (
     VideoItems,
 )
 from src.data.feature_source import FeatureSource
-from src.data.loader import BatchLoader
+from src.data.loader import BatchLoader, worker_options
 from src.data.samplers import ShardBatchSampler, TrainBatchSampler
 from src.data.splits import AppliedSplit, SplitPart, SplitSpec, apply_split
 from src.data.video import Backend, Problem, read_problems
@@ -146,7 +144,12 @@ class RetrievalDataModule(LightningDataModule, ABC):
 
     @cached_property
     def experts(self) -> FeatureSource:
-        """Reads the experts of videos."""
+        """Reads the experts of videos that evaluation needs."""
+        return FeatureSource([spec for spec in self.inputs.experts if not spec.training_only], self.stores)
+
+    @cached_property
+    def training_experts(self) -> FeatureSource:
+        """Reads all experts of videos, targets of the loss included."""
         return FeatureSource(self.inputs.experts, self.stores)
 
     @cached_property
@@ -186,6 +189,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> BatchLoader[PairBatch]:
         """Loader of `PairBatch`; its order depends on (seed, epoch) only."""
+        self.training_experts.check()
         part = self.part("train")
         sampler = self._train_sampler(*self._rank_and_world_size())
         used, total = len(sampler) * self.batch_size, len(sampler.videos)
@@ -201,7 +205,9 @@ class RetrievalDataModule(LightningDataModule, ABC):
             self._pairs(part),
             batch_sampler=sampler,
             collate_fn=PairCollate(
-                VideoCollate(part, self.inputs, self.experts), self._caption_collate(part), self.encode_videos_once
+                VideoCollate(part, self.inputs, self.training_experts),
+                self._caption_collate(part),
+                self.encode_videos_once,
             ),
             keep_length=True,
             **self._worker_options(sampler.batch_size),
@@ -218,21 +224,43 @@ class RetrievalDataModule(LightningDataModule, ABC):
     def eval_dataloaders(self, name: str) -> list[BatchLoader[Any]]:
         """[loader of `VideoBatch`, loader of `TextBatch`] of a part; each process has its own share, unpadded."""
         part = self.part(name)
-        rank, world_size = self._rank_and_world_size()
-        videos: BatchLoader[VideoBatch] = BatchLoader(
+        return [self._video_loader(part), self._caption_loader(part)]
+
+    def search_dataloaders(self) -> list[BatchLoader[Any]]:
+        """[videos of the test part, topics of all editions in their order]; a topic's `video_ids` are -1.
+
+        Raises:
+            UserError: the model reads precomputed text features, which topics do not have.
+        """
+        if self.text_features:
+            names = ", ".join(spec.name for spec in self.inputs.text_features)
+            raise UserError(
+                f"the model reads precomputed text features ({names}), but topics have none; "
+                "search with a model that reads words"
+            )
+        topics = [topic for edition in self.annotation.topics.values() for topic in edition]
+        texts = tuple(CaptionRecord("", topic.text) for topic in topics)
+        return [
+            self._video_loader(self.part("test")),
+            self._caption_loader(SplitPart("topics", (), texts, (-1,) * len(texts))),
+        ]
+
+    def _video_loader(self, part: SplitPart) -> BatchLoader[VideoBatch]:
+        return BatchLoader(
             VideoItems(part, self.source),
-            batch_sampler=ShardBatchSampler(len(part.videos), self.eval_batch_size, rank, world_size),
+            batch_sampler=ShardBatchSampler(len(part.videos), self.eval_batch_size, *self._rank_and_world_size()),
             collate_fn=VideoCollate(part, self.inputs, self.experts),
             **self._worker_options(self.eval_batch_size),
         )
+
+    def _caption_loader(self, part: SplitPart) -> BatchLoader[TextBatch]:
         # Captions are tokenised already: workers would only copy integers.
-        captions: BatchLoader[TextBatch] = BatchLoader(
+        return BatchLoader(
             CaptionItems(part),
-            batch_sampler=ShardBatchSampler(len(part.captions), self.eval_batch_size, rank, world_size),
+            batch_sampler=ShardBatchSampler(len(part.captions), self.eval_batch_size, *self._rank_and_world_size()),
             collate_fn=self._caption_collate(part),
             generator=torch.Generator().manual_seed(self.seed),
         )
-        return [videos, captions]
 
     @property
     def problems(self) -> list[Problem]:
@@ -321,28 +349,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
         return 0, 1
 
     def _worker_options(self, batch_size: int) -> dict[str, Any]:
-        # The loader's own generator: drawing worker seeds must not move torch's global one, or a resumed run
-        # would see other random numbers than an uninterrupted one.
-        options: dict[str, Any] = {
-            "num_workers": self.num_workers,
-            "pin_memory": torch.cuda.is_available(),
-            "generator": torch.Generator().manual_seed(self.seed),
-        }
-        if not self.num_workers:
-            return options
-        # Forking a process that has decoder or pin-memory threads can dead-lock.
-        context = multiprocessing.get_context(
-            "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        )
-        # The server imports once what every worker needs; workers then start in an instant.
-        context.set_forkserver_preload([FrameSource.__module__])
-        return options | {
-            "multiprocessing_context": context,
-            "persistent_workers": True,
-            "worker_init_fn": worker_process.begin,
-            # Turns a hang into an error; no sooner than a batch of files that all reach their time limit.
-            "timeout": 60 + self.timeout_s * batch_size if self.timeout_s else 0,
-        }
+        return worker_options(self.num_workers, self.seed, self.timeout_s * batch_size)
 
 
 class Loaders(LightningDataModule):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
+from src.data import worker_process
+from src.data.datasets import FrameSource
 from src.data.samplers import TrainBatchSampler
 from src.errors import UserError
 
@@ -88,3 +92,35 @@ class BatchLoader(DataLoader[Any], Generic[BatchT]):
                 "found no training video that can be read, expected at least one; "
                 "run task=check_data task.decode=true to see the reasons"
             )
+
+
+def worker_options(num_workers: int, seed: int, batch_limit_s: float) -> dict[str, Any]:
+    """Options of a loader with this many processes; 0 loads in the main process.
+
+    Args:
+        num_workers: processes.
+        seed: of the run.
+        batch_limit_s: how long a batch of files that all reach their time limit takes, seconds; 0 = no limit.
+    """
+    # The loader's own generator: drawing worker seeds must not move torch's global one, or a resumed run
+    # would see other random numbers than an uninterrupted one.
+    options: dict[str, Any] = {
+        "num_workers": num_workers,
+        "pin_memory": torch.cuda.is_available(),
+        "generator": torch.Generator().manual_seed(seed),
+    }
+    if not num_workers:
+        return options
+    # Forking a process that has decoder or pin-memory threads can dead-lock.
+    context = multiprocessing.get_context(
+        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    )
+    # The server imports once what every worker needs; workers then start in an instant.
+    context.set_forkserver_preload([FrameSource.__module__])
+    return options | {
+        "multiprocessing_context": context,
+        "persistent_workers": True,
+        "worker_init_fn": worker_process.begin,
+        # Turns a hang into an error.
+        "timeout": 60 + batch_limit_s if batch_limit_s else 0,
+    }

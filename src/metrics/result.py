@@ -66,20 +66,25 @@ class RetrievalResult:
         return sum(side[key] for side in (self.t2v, self.v2t) for key in ("R1", "R5", "R10"))
 
     @property
+    def sum_ap(self) -> float:
+        """Sum of the mean average precision of both directions."""
+        return self.t2v["mAP"] + self.v2t["mAP"]
+
+    @property
     def tie_fraction(self) -> dict[str, float]:
         """Share of the queries of each direction whose true item ties with a competitor."""
         return {"t2v": float(self.t2v_tied.double().mean()), "v2t": float(self.v2t_tied.double().mean())}
 
     def to_json(self) -> dict[str, object]:
         """The metric part of `metrics.json`."""
-        return {"t2v": dict(self.t2v), "v2t": dict(self.v2t), "SumR": self.sum_r}
+        return {"t2v": dict(self.t2v), "v2t": dict(self.v2t), "SumR": self.sum_r, "SumAP": self.sum_ap}
 
     def scalars(self, prefix: str) -> dict[str, float]:
-        """Flat names for loggers: `<prefix>/t2v/R1`, …, `<prefix>/SumR`."""
+        """Flat names for loggers: `<prefix>/t2v/R1`, …, `<prefix>/SumR`, `<prefix>/SumAP`."""
         sides = {
             f"{prefix}/{name}/{key}": value for name in ("t2v", "v2t") for key, value in getattr(self, name).items()
         }
-        return {**sides, f"{prefix}/SumR": self.sum_r}
+        return {**sides, f"{prefix}/SumR": self.sum_r, f"{prefix}/SumAP": self.sum_ap}
 
 
 def rank_metrics(ranks: np.ndarray, average_precision: np.ndarray) -> dict[str, float]:

@@ -135,11 +135,29 @@ class RetrievalModule(LightningModule, ABC):
         scheduler = self._scheduler.build(optimizer, self._total_steps) if self._scheduler is not None else None
         if scheduler is None:
             return optimizer
-        chosen: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
-        monitor = getattr(scheduler, "monitor", None)
-        if monitor is not None:
-            chosen |= {"interval": "epoch", "monitor": monitor, "reduce_on_plateau": True}
-        return {"optimizer": optimizer, "lr_scheduler": chosen}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if not hasattr(scheduler, "monitor"):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def on_train_epoch_end(self) -> None:
+        """Schedules that follow a metric advance here: after the validation, and before the checkpoint is written.
+
+        Lightning does it after the checkpoint and not again on resuming, so a resumed run would miss one epoch.
+        """
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
+            monitor = getattr(scheduler, "monitor", None)
+            if monitor is None:
+                continue
+            if monitor not in self.trainer.callback_metrics:
+                known = ", ".join(name for name in self.trainer.callback_metrics if name.startswith("val/")) or "none"
+                raise UserError(
+                    f"the schedule follows {monitor}, found of the validation: {known}; "
+                    "give scheduler.monitor one of these, or scheduler=none when there is no validation"
+                )
+            scheduler.step(float(self.trainer.callback_metrics[monitor]))
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
         # Dropout must not depend on how often the run was interrupted: the stream of each step is a
@@ -190,8 +208,12 @@ class RetrievalModule(LightningModule, ABC):
         embedding = self.encode_text(batch) if isinstance(batch, TextBatch) else self.encode_video(batch)
         self._collected[type(embedding)].append(_as_float32(embedding))
 
-    def _evaluate(self, stage: Stage) -> None:
-        """Gather the embeddings of all processes, rank, log and keep the result on every process."""
+    def collected(self, stage: Stage) -> tuple[TextEmbedding, VideoEmbedding]:
+        """What all processes encoded since the last call, ordered by id.
+
+        Raises:
+            UserError: there is no caption or no readable video.
+        """
         pieces, self._collected = self._collected, {TextEmbedding: [], VideoEmbedding: []}
         text = _gather(pieces[TextEmbedding])
         video = _gather(pieces[VideoEmbedding])
@@ -201,6 +223,11 @@ class RetrievalModule(LightningModule, ABC):
                 f"{0 if video is None else len(video)} readable videos, expected at least one of each; "
                 "run task=check_data to see what is missing"
             )
+        return text, video
+
+    def _evaluate(self, stage: Stage) -> None:
+        """Rank, log and keep the result on every process."""
+        text, video = self.collected(stage)
         with torch.autocast(self.device.type, enabled=False):
             result = evaluate(text, video, self.scorer(text, video), ties=self._ties, topk=self._topk)
         self.results[stage] = result

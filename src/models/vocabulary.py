@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from src.errors import UserError
 
 PAD, START, END, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
@@ -61,3 +66,56 @@ class VocabularyTokenizer:
         counts = torch.zeros(len(tokens_BL), len(SPECIAL) + len(self.words), device=tokens_BL.device)
         counts.scatter_add_(1, tokens_BL, torch.ones_like(tokens_BL, dtype=counts.dtype))
         return counts[:, len(SPECIAL) :]
+
+
+def read_vocabulary(path: str | Path) -> VocabularyTokenizer:
+    """The tokenizer of a JSON file of words.
+
+    Raises:
+        UserError: no such file, or not such a one.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"no vocabulary at {path}; write it with task=prepare task.steps=[vocabulary], or bring a published one "
+            "with task=convert task.source=word_vocab_5.pkl"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is no JSON file ({error}), expected a vocabulary; write it again") from None
+    words = content.get("words") if isinstance(content, dict) else None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or len(set(words)) < len(words):
+        raise UserError(f'{path} holds no list of different "words"; write it again with task=prepare')
+    return VocabularyTokenizer(tuple(words))
+
+
+def read_word_vectors(path: str | Path, tokenizer: VocabularyTokenizer, dim: int) -> Tensor:
+    """float32 (special words and words, dim): the vectors of a file, random ones in ±1 for all words without.
+
+    Args:
+        path: .npy with one row per word; NAME_found.npy beside it says which words have a vector (all, if absent).
+        tokenizer: the words.
+        dim: length of a vector.
+
+    Raises:
+        UserError: no such file, or not of these words and this length.
+
+    Source: hybrid_space model.py init_weights @ b934eff, `get_we_parameter`.
+    """
+    path = Path(path)
+    if not path.is_file() or path.suffix != ".npy":
+        raise UserError(
+            f"model.word_vectors={path} is no .npy file; write it with task=prepare task.steps=[vocabulary] from a "
+            "table of word vectors, or set model.word_vectors=null (an evaluation needs none)"
+        )
+    rows_ND = np.load(path, allow_pickle=False)
+    beside = path.with_name(f"{path.stem}_found.npy")
+    found_N = np.load(beside, allow_pickle=False) if beside.is_file() else np.ones(len(rows_ND), dtype=bool)
+    if rows_ND.shape != (len(tokenizer.words), dim) or len(found_N) != len(rows_ND):
+        raise UserError(
+            f"{path} holds vectors of shape {rows_ND.shape}, expected ({len(tokenizer.words)}, {dim}): one of length "
+            "model.word_dim for each word of the vocabulary; write both again with task=prepare task.steps=[vocabulary]"
+        )
+    table = torch.empty(len(SPECIAL) + len(rows_ND), dim, device="cpu").uniform_(-1, 1)
+    table[len(SPECIAL) :][torch.from_numpy(found_N)] = torch.from_numpy(rows_ND[found_N]).float()
+    return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import warnings
 import zipfile
@@ -23,8 +24,9 @@ ARCHIVE_SCALARS = ("input_resolution", "context_length", "vocab_size")
 def read_state_dict(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
     """Read the tensors of a weight file on the CPU, under the names that the file uses.
 
-    Understands safetensors, `torch.save` files (bare state dict, or one under the key `state_dict`) and
-    TorchScript archives (OpenAI CLIP). Leaves names, precisions and the archive's scalars as they are.
+    Understands safetensors, `torch.save` files (bare state dict, one under the key `state_dict`, or a list of them
+    under `model`, whose names then begin with their place: `0.…`) and TorchScript archives (OpenAI CLIP). Leaves names,
+    precisions and the archive's scalars as they are.
 
     Args:
         path: the file.
@@ -44,6 +46,9 @@ def read_state_dict(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
     content = _read_archive(path) if _is_torchscript(path) else _read_pickle(path, trust)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
+    if isinstance(content, Mapping) and isinstance(content.get("model"), list):
+        parts = [part for part in content["model"] if isinstance(part, Mapping)]
+        content = {f"{index}.{name}": value for index, part in enumerate(parts) for name, value in part.items()}
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
         raise UserError(f"{path} holds no tensors (found {type(content).__name__}), expected a state dict")
@@ -69,7 +74,12 @@ def _read_archive(path: Path) -> Mapping[str, Any]:
 
 def _read_pickle(path: Path, trust: bool) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust)
+        if trust:
+            # Strings of files that Python 2 wrote; those of Python 3 do not depend on it.
+            return torch.load(path, map_location="cpu", weights_only=False, encoding="latin1")
+        # Options that many trainers save beside the weights: a class that only holds values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if trust:
             raise UserError(f"{path} cannot be read ({_first_line(error)}); fetch it again") from None

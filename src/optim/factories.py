@@ -66,3 +66,61 @@ class BertAdamFactory:
         groups = parameter_groups(named_parameters, self.lr, self.weight_decay, read_rules(self.rules))
         beta1, beta2 = self.betas
         return BertAdam(groups, self.lr, betas=(beta1, beta2), eps=self.eps, max_grad_norm=self.max_grad_norm)
+
+
+@dataclass(frozen=True)
+class AdamFactory:
+    """Adam (arXiv 1412.6980).
+
+    Attributes:
+        lr: base learning rate.
+        betas: β₁, β₂.
+        eps: ε.
+        weight_decay: base L2 penalty, added to the gradient.
+        rules: parameter groups; see `GroupRule`.
+        fused: one kernel for all tensors; null: on the CPU, where it is twice as fast, and elsewhere as torch chooses.
+    """
+
+    lr: float
+    betas: Sequence[float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    rules: Sequence[Mapping[str, Any]] = ()
+    fused: bool | None = None
+
+    def build(self, named_parameters: Iterable[tuple[str, Tensor]], total_steps: int) -> Optimizer:
+        """`total_steps` is not used: the schedule is the scheduler's."""
+        groups = parameter_groups(named_parameters, self.lr, self.weight_decay, read_rules(self.rules))
+        beta1, beta2 = self.betas
+        on_cpu = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
+        fused = True if self.fused is None and on_cpu else self.fused
+        optimizer = torch.optim.Adam(groups, lr=self.lr, betas=(beta1, beta2), eps=self.eps, fused=fused)
+        if on_cpu:  # Lightning takes the attribute for a reason not to clip gradients; there is no scaling on the CPU
+            optimizer._step_supports_amp_scaling = False
+        return optimizer
+
+
+@dataclass(frozen=True)
+class RMSpropFactory:
+    """RMSprop, uncentred.
+
+    Attributes:
+        lr: base learning rate.
+        alpha: smoothing of the squared gradients.
+        eps: ε, outside the root.
+        momentum: 0 for none.
+        weight_decay: base L2 penalty, added to the gradient.
+        rules: parameter groups; see `GroupRule`.
+    """
+
+    lr: float
+    alpha: float = 0.99
+    eps: float = 1e-8
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    rules: Sequence[Mapping[str, Any]] = ()
+
+    def build(self, named_parameters: Iterable[tuple[str, Tensor]], total_steps: int) -> Optimizer:
+        """`total_steps` is not used: the schedule is the scheduler's."""
+        groups = parameter_groups(named_parameters, self.lr, self.weight_decay, read_rules(self.rules))
+        return torch.optim.RMSprop(groups, lr=self.lr, alpha=self.alpha, eps=self.eps, momentum=self.momentum)

@@ -21,7 +21,8 @@ COLUMNS = (
     *(("t2v", key) for key in ("R1", "R5", "R10", "MdR", "MnR")),
     *(("v2t", key) for key in ("R1", "R5", "R10", "MdR", "MnR")),
 )
-LOWER_IS_BETTER = {"MdR", "MnR"}
+TOPIC_COLUMNS = ("infAP", "infNDCG")  # of each edition of a search by topics
+LOWER_IS_BETTER = {"MdR", "MnR"}  # last word of a heading
 # Runs that differ in nothing else are seeds of one configuration.
 NOT_THE_METHOD = {"seed", "paths", "tags", "logger", "callbacks", "save_similarity", "optimized_metric"}
 NOT_THE_PROTOCOL = {"model", "checkpoint", "seed"}
@@ -49,6 +50,20 @@ class Run:
     def protocol(self) -> dict[str, object]:
         """What has to be equal before two numbers may stand in one table."""
         return {key: value for key, value in self.metrics["protocol"].items() if key not in NOT_THE_PROTOCOL}
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Heading -> value in percent or ranks, of both directions or of each edition that is searched by topics."""
+        if self.by_topics:
+            editions = self.metrics["topics"].items()
+            return {f"{name} {key}": 100 * found["all"][key] for name, found in editions for key in TOPIC_COLUMNS}
+        found = {f"{side} {METRIC_TITLES.get(key, key)}": self.metrics[side][key] for side, key in COLUMNS}
+        return {**found, "SumR": self.metrics["SumR"]}
+
+    @property
+    def by_topics(self) -> bool:
+        """Whether its test was an ad-hoc search."""
+        return "topics" in self.metrics
 
     @property
     def method(self) -> str:
@@ -108,11 +123,17 @@ def read_run(folder: Path) -> Run:
     path = folder / "metrics.json"
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
-        complete = all(key in metrics[side] for side, key in COLUMNS) and isinstance(metrics["protocol"], dict)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        topics = [found["all"] for found in metrics.get("topics", {}).values()]
+        complete = isinstance(metrics["protocol"], dict) and (
+            all(key in row for row in topics for key in TOPIC_COLUMNS)
+            if "topics" in metrics
+            else all(key in metrics[side] for side, key in COLUMNS)
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}: no usable metrics.json ({error}), expected the folder of a finished run") from None
     if not complete:
-        raise UserError(f"{path}: metrics are missing, expected {', '.join(f'{s}/{k}' for s, k in COLUMNS)}")
+        wanted = ", ".join(f"{side}/{key}" for side, key in COLUMNS)
+        raise UserError(f"{path}: metrics are missing, expected {wanted}, or {', '.join(TOPIC_COLUMNS)} of topics")
     written = [path for path in (folder / "config.yaml", folder / ".hydra" / "config.yaml") if path.is_file()]
     values = yaml.safe_load(written[0].read_text(encoding="utf-8")) if written else {}
     own = str((values.get("paths") or {}).get("run_dir") or folder)  # some settings name the run's own folder
@@ -133,28 +154,28 @@ def _table(runs: Sequence[Run], note: str) -> Table:
     groups = list(methods.values())
     cells, means = [], []
     for name, group in zip(_names(groups), groups, strict=True):
-        values = [[run.metrics[side][key] for side, key in COLUMNS] + [run.metrics["SumR"]] for run in group]
+        values = [list(run.scores.values()) for run in group]
         means.append(np.mean(values, axis=0))
         cells.append((name, _seeds(group), *map(_mean_std, zip(*values, strict=True))))
-    headings = [f"{side} {METRIC_TITLES.get(key, key)}" for side, key in COLUMNS]
+    headings = list(runs[0].scores)
     notes = [note] if note else []
     if any(len(group) > 1 for group in groups):
         notes.append("mean (sample standard deviation) over seeds")
-    if len(groups) == 2 and len(runs) == 2:
+    if len(groups) == 2 and len(runs) == 2 and not runs[0].by_topics:
         notes += bootstrap_notes(runs[0], runs[1], [row[0] for row in cells])
-    columns = ("run", "seeds", *headings, "SumR")
+    if runs[0].by_topics:
+        notes.append("in percent")
     title = protocol_line(runs[0].protocol)
-    return Table(title, columns, tuple(cells), tuple(notes), _best(np.array(means)))
+    return Table(title, ("run", "seeds", *headings), tuple(cells), tuple(notes), _best(np.array(means), headings))
 
 
-def _best(means: np.ndarray) -> frozenset[tuple[int, int]]:
+def _best(means: np.ndarray, headings: Sequence[str]) -> frozenset[tuple[int, int]]:
     """Cells with the best mean of each column, if there is anything to be better than."""
     if len(means) < 2:
         return frozenset()
-    keys = [key for _, key in COLUMNS] + ["SumR"]
     marked = set()
-    for c, key in enumerate(keys):
-        best = means[:, c].min() if key in LOWER_IS_BETTER else means[:, c].max()
+    for c, heading in enumerate(headings):
+        best = means[:, c].min() if heading.split()[-1] in LOWER_IS_BETTER else means[:, c].max()
         marked |= {(int(r), c + 2) for r in np.flatnonzero(means[:, c] == best)}
     return frozenset(marked)
 

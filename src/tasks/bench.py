@@ -39,6 +39,8 @@ def run(cfg: DictConfig) -> None:
         "loader": bench_loader,
         "model": bench_model,
         "store": bench_store,
+        "dual_step": bench_dual_step,
+        "dual_evaluation": bench_dual_evaluation,
         "decode": bench_decode,
         "cache": bench_cache,
     }
@@ -162,6 +164,20 @@ def bench_store(cfg: DictConfig) -> Numbers:
     from src.tasks import bench_store
 
     return bench_store.bench_store(cfg)
+
+
+def bench_dual_step(cfg: DictConfig) -> Numbers:
+    """Training steps of Dual Encoding, both kinds of padding in turn."""
+    from src.tasks import bench_dual_step
+
+    return bench_dual_step.bench_dual_step(cfg)
+
+
+def bench_dual_evaluation(cfg: DictConfig) -> Numbers:
+    """Scores in both spaces of Dual Encoding, and their ranks."""
+    from src.tasks import bench_dual
+
+    return bench_dual.bench_dual_evaluation(cfg)
 
 
 def bench_decode(cfg: DictConfig) -> Numbers:

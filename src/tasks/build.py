@@ -22,6 +22,7 @@ from src.data.datamodule import RetrievalDataModule
 from src.data.splits import SplitSpec
 from src.extractors.base import Extractor
 from src.models.base import OptimizerFactory, RetrievalModule, SchedulerFactory
+from src.reports.trecvid import Submission
 
 
 def plain(node: DictConfig) -> dict[str, Any]:
@@ -81,6 +82,12 @@ def store_folders(cfg: DictConfig) -> dict[str, Path]:
 
 def build_extractor(cfg: DictConfig) -> Extractor:
     return _make(plain(cfg.extractor))
+
+
+def build_submission(cfg: DictConfig) -> Submission:
+    """What TRECVID run files say of the run; defaults for tasks that do not ask."""
+    about = plain(cfg.task).get("submission")
+    return _make(about) if about else Submission()
 
 
 def build_optimization(cfg: DictConfig) -> tuple[OptimizerFactory, SchedulerFactory | None]:

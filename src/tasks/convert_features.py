@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -10,7 +11,7 @@ from omegaconf import DictConfig
 from src.data.features.bigfile import export_bigfile
 from src.data.features.detect import Found, find_sources
 from src.data.features.experts import cut_ids
-from src.data.features.source import Source, concatenate, import_source
+from src.data.features.source import Source, concatenate, import_source, unite
 from src.data.features.store import FeatureStore
 from src.errors import UserError
 from src.reports.table import Table
@@ -28,12 +29,15 @@ def convert_features(cfg: DictConfig) -> None:
     """
     source = Path(cfg.task.source)
     _check(cfg)
+    if cfg.task.append and cfg.task.also:
+        raise UserError("task.append and task.also at once, expected one of them; unite first, then append the stores")
     if cfg.task.format == "bigfile":
         return _export(FeatureStore.open(source), Path(cfg.task.output or Path(cfg.paths.run_dir) / source.name))
     found, notes = find_sources(source, trust=cfg.task.trust, suffix=cfg.task.suffix)
-    if cfg.task.append and len(found) > 1:
+    if (cfg.task.append or cfg.task.also) and len(found) > 1:
         names = ", ".join(one.name for one in found)
-        raise UserError(f"task.append with several kinds of features at the source ({names}); give one of them")
+        key = "append" if cfg.task.append else "also"
+        raise UserError(f"task.{key} with several kinds of features at the source ({names}); give one of them")
     rows = []
     for one in found:
         features = _loaded(cfg, one)
@@ -45,12 +49,17 @@ def convert_features(cfg: DictConfig) -> None:
 
 
 def _loaded(cfg: DictConfig, found: Found) -> Source:
-    """The source, with those of `task.append` beside it."""
+    """The source, with those of `task.also` after it, or those of `task.append` beside it."""
     source = found.load()
+    if cfg.task.also:
+        source = unite([source, *_further(cfg, cfg.task.also)], found.name)
     if cfg.task.append:
-        others, _ = zip(*(find_sources(Path(path), trust=cfg.task.trust) for path in cfg.task.append), strict=True)
-        source = concatenate([source, *(one.load() for several in others for one in several)], found.name)
+        source = concatenate([source, *_further(cfg, cfg.task.append)], found.name)
     return cut_ids(source) if cfg.task.cut_ids else source
+
+
+def _further(cfg: DictConfig, paths: Iterable[str]) -> list[Source]:
+    return [one.load() for path in paths for one in find_sources(Path(path), trust=cfg.task.trust)[0]]
 
 
 def _check(cfg: DictConfig) -> None:

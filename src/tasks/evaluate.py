@@ -7,10 +7,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 from pytorch_lightning import seed_everything
 
-from src.data.datamodule import Loaders
 from src.errors import UserError
+from src.tasks import topic_search
 from src.tasks.build import build_datamodule, build_model, build_trainer, empty_model
 from src.tasks.checkpoint import load_weights, resolve_checkpoint
+from src.tasks.exports import check_exports
 from src.tasks.outcome import ResultWriter, optimized_value
 
 
@@ -33,6 +34,7 @@ def run(cfg: DictConfig) -> float | None:
     # Data before weights: what is missing shows before anything large is fetched.
     datamodule = build_datamodule(cfg, empty_model(cfg).input_spec)
     datamodule.setup()
+    check_exports(cfg, by_topics=bool(datamodule.annotation.topics))
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg)
     label = f"pretrained={pretrained}" if pretrained else "random weights"
@@ -43,5 +45,5 @@ def run(cfg: DictConfig) -> float | None:
     writer = ResultWriter(cfg, checkpoint=label)
     model.configure_evaluation(ties=cfg.ties, topk=10)
     trainer = build_trainer(cfg, [writer])
-    trainer.test(model, datamodule=Loaders(datamodule), verbose=False)
+    topic_search.test(trainer, model, datamodule, writer)
     return optimized_value(cfg)

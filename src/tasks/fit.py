@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from src.data.datamodule import Loaders, RetrievalDataModule
 from src.errors import UserError
 from src.models.base import RetrievalModule
 from src.models.weights import check_fit
+from src.tasks import topic_search
 from src.tasks.build import build_datamodule, build_model, build_optimization, build_trainer, empty_model
 from src.tasks.checkpoint import load_weights, read_checkpoint, resolve_checkpoint
 from src.tasks.outcome import ResultWriter, optimized_value
@@ -57,7 +59,10 @@ def run(cfg: DictConfig) -> float | None:
         raise SystemExit(1)
     if cfg.selection != "last":
         load_weights(model, folder / "best.ckpt")
-    trainer.test(model, datamodule=Loaders(datamodule), verbose=False)
+    if "test" in datamodule.applied.parts:
+        topic_search.test(trainer, model, datamodule, writer)
+    elif trainer.is_global_zero:
+        sys.stdout.write("nothing was tested: the split has no test part\n")
     return optimized_value(cfg)
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from src.data.splits import SplitPart
 from src.metrics.retrieval import RetrievalResult
 from src.metrics.skills import skill_report
 from src.models.base import RetrievalModule
-from src.reports.report import ReportFacts, VideoFacts, write_report
+from src.reports.report import ProblemFacts, ReportFacts, VideoFacts, write_report
 from src.reports.table import print_table
 from src.tasks.build import plain
+from src.tasks.exports import write_exports
 
 THUMBNAIL_SIDE = 112  # pixels
 SHOWN_PROBLEMS = 20  # in the terminal; the report lists more
@@ -48,7 +50,7 @@ class ResultWriter(Callback):
         self.checkpoint = checkpoint
         self.history = history
         self.run_dir = Path(cfg.paths.run_dir)
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()
         self._test_started = 0.0
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -59,9 +61,9 @@ class ResultWriter(Callback):
         self._test_started = time.perf_counter()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+        # A search by topics (`src.tasks.topic_search`) wraps the model, and writes what it found itself.
+        if not trainer.is_global_zero or not isinstance(pl_module, RetrievalModule):
             return
-        assert isinstance(pl_module, RetrievalModule)
         datamodule: RetrievalDataModule = trainer.datamodule.benchmark  # type: ignore[attr-defined]
         result = pl_module.results["test"]
         text, video = pl_module.embeddings["test"]
@@ -72,24 +74,24 @@ class ResultWriter(Callback):
             if self.cfg.save_similarity:
                 save_similarity(self.run_dir, part, text, video, pl_module)
         facts = ReportFacts(
-            protocol=self._protocol(datamodule),
+            protocol=self.protocol(datamodule),
             captions={i: caption.text for i, caption in enumerate(part.captions)},
             videos={i: VideoFacts(v.id, v.path, v.start_s, v.end_s, v.tags) for i, v in enumerate(part.videos)},
             history=self.history.rows if self.history is not None else [],
             problems=datamodule.problems,
             skills=skills,
-            timing={"total_s": round(now - self._started, 2), "test_s": round(now - self._test_started, 2)},
+            timing={"total_s": round(now - self.started, 2), "test_s": round(now - self._test_started, 2)},
             thumbnail=_Thumbnails(datamodule, part),
         )
         page = write_report(self.run_dir, result, facts)
         print_table(result, facts.protocol, skills)
-        for problem in facts.problems[:SHOWN_PROBLEMS]:
-            sys.stdout.write(f"excluded: {problem.kind} {problem.video_id} ({problem.part}): {problem.reason}\n")
-        if len(facts.problems) > SHOWN_PROBLEMS:
-            sys.stdout.write(f"excluded: {len(facts.problems) - SHOWN_PROBLEMS} more, listed in the report\n")
+        print_problems(facts.problems)
+        with torch.no_grad():
+            write_exports(self.cfg, part, (text, video), pl_module)
         sys.stdout.write(f"report: {page}\n")
 
-    def _protocol(self, datamodule: RetrievalDataModule) -> dict[str, Any]:
+    def protocol(self, datamodule: RetrievalDataModule) -> dict[str, Any]:
+        """Under which conditions the numbers of the test hold."""
         return {
             **datamodule.describe("test"),
             "rescoring": "none",
@@ -99,6 +101,14 @@ class ResultWriter(Callback):
             "checkpoint": self.checkpoint,
             "seed": self.cfg.seed,
         }
+
+
+def print_problems(problems: Sequence[ProblemFacts]) -> None:
+    """What was left out, shortened."""
+    for problem in problems[:SHOWN_PROBLEMS]:
+        sys.stdout.write(f"excluded: {problem.kind} {problem.video_id} ({problem.part}): {problem.reason}\n")
+    if len(problems) > SHOWN_PROBLEMS:
+        sys.stdout.write(f"excluded: {len(problems) - SHOWN_PROBLEMS} more, listed in the run folder\n")
 
 
 def _skills(
@@ -159,6 +169,7 @@ class _Thumbnails:
 def optimized_value(cfg: DictConfig) -> float | None:
     """The metric that a sweep maximises: its best epoch, or the test's where there was no such validation.
 
+    None for a recall where the test was a search by topics; `test/topics/<edition>/all/infAP` names one of its metrics.
     Read from the files, since under a spawning strategy the work was done in other processes.
     """
     if cfg.optimized_metric is None:
@@ -169,7 +180,12 @@ def optimized_value(cfg: DictConfig) -> float | None:
             values = [float(row[cfg.optimized_metric]) for row in csv.DictReader(file) if row.get(cfg.optimized_metric)]
         if values:
             return max(values)
+    if not (run_dir / "metrics.json").is_file():
+        return None  # nothing was tested
     value: Any = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
-    for key in cfg.optimized_metric.split("/")[1:]:
+    keys = cfg.optimized_metric.split("/")[1:]
+    if "topics" in value and keys[:1] != ["topics"]:
+        return None
+    for key in keys:
         value = value[key]
     return float(value)

@@ -1,7 +1,8 @@
 """task=prepare: from what is published to what training reads, in the steps that `task.steps` names.
 
-One module per step: `src.tasks.prepare_frames`, `prepare_transcode`, `prepare_captions`; `task.download=true` fetches
-the published archives first (`prepare_download`), and alone does nothing else.
+One module per step: `src.tasks.prepare_frames`, `prepare_transcode`, `prepare_captions`, `prepare_vocabulary`,
+`prepare_concepts`; `task.prepare=STEP` is short for `task.steps=[STEP]`. `task.download=true` fetches the published
+archives (`prepare_download`) and does nothing else.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 
 from src.errors import UserError
 
-Step = Literal["transcode", "captions", "frames"]
+Step = Literal["transcode", "captions", "frames", "vocabulary", "concepts"]
 
 
 def run(cfg: DictConfig) -> None:
@@ -22,11 +23,13 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: an unknown step, or a step that failed.
     """
-    steps = ["download"] if cfg.task.download else list(cfg.task.steps)
+    asked = cfg.task.steps if cfg.task.prepare is None else cfg.task.prepare
+    asked = [asked] if isinstance(asked, str) else list(asked)
+    steps = ["download"] if cfg.task.download else asked
     unknown = [str(step) for step in steps if step not in (*get_args(Step), "download")]
     if unknown or not steps:
         raise UserError(
-            f"found task.steps=[{','.join(map(str, cfg.task.steps))}], expected some of {', '.join(get_args(Step))}; "
+            f"found task.steps=[{','.join(map(str, asked))}], expected some of {', '.join(get_args(Step))}; "
             "to fetch published archives give download=true"
         )
     for step in steps:

@@ -1,14 +1,17 @@
-"""task=score: metrics and report from a saved similarity matrix.
+"""task=score: metrics and report from a saved similarity matrix, or of a TRECVID run file.
 
 `similarity=S.npy`: float16, float32 or float64, rows captions, columns videos; read from disk block by block.
 `videos=FILE`: one video id per line, line i names column i.
 `captions=FILE`: one line per row of the matrix, either the id of the video that the caption describes, or
 `caption_id<TAB>video_id` or `caption_id<TAB>video_id<TAB>text`.
 Without the two files the matrix is square and row i belongs to column i.
+
+`run_file=RUN qrels=JUDGEMENTS`: a run of an ad-hoc video search instead (scores, .xml or .treceval).
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from dataclasses import dataclass
@@ -18,10 +21,14 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from src.data.caption_files import read_judgements
 from src.errors import UserError
+from src.metrics.infap import evaluate_run
 from src.metrics.retrieval import evaluate_matrix
 from src.reports.report import ReportFacts, VideoFacts, write_report
 from src.reports.table import print_table
+from src.reports.topic_table import topics_table
+from src.reports.trecvid import perf_text, read_run, with_names_of
 
 
 @dataclass(frozen=True)
@@ -37,11 +44,13 @@ def run(cfg: DictConfig) -> float | None:
     """Rank both directions, print the table, write the report.
 
     Returns:
-        The metric that `optimized_metric` names.
+        The metric that `optimized_metric` names; of a run file infAP.
 
     Raises:
-        UserError: the matrix or the id lists cannot be used.
+        UserError: the matrix, the id lists, the run or the judgements cannot be used.
     """
+    if cfg.task.run_file is not None:
+        return score_run(Path(cfg.task.run_file), _path(cfg.task.qrels), Path(cfg.paths.run_dir))
     if cfg.similarity is None:
         raise UserError("task=score found no matrix, expected similarity=FILE.npy with rows captions, columns videos")
     started = time.perf_counter()
@@ -60,6 +69,33 @@ def run(cfg: DictConfig) -> float | None:
     sys.stdout.write(f"report: {page}\n")
     metric = cfg.optimized_metric
     return result.scalars(metric.split("/")[0]).get(metric) if metric else None
+
+
+def score_run(run_file: Path, qrels: Path | None, run_dir: Path) -> float:
+    """Print the measures of every topic, write metrics.json and perf.txt (as the official script prints it).
+
+    Returns:
+        Mean infAP.
+
+    Raises:
+        UserError: one of the files cannot be used.
+    """
+    if qrels is None:
+        raise UserError(
+            f"task=score run_file={run_file} has no judgements; give qrels=FILE, for example avs.qrels.tv18"
+        )
+    judgements = read_judgements(qrels, ())
+    run = with_names_of(read_run(run_file), {line.topic for line in judgements})
+    result = evaluate_run(run, judgements)
+    topics_table(f"{run_file.name} | {qrels.name}", result).print()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    protocol = {"dataset": qrels.name, "model": run_file.name, "judged_topics": {qrels.name: len(result.topics)}}
+    content = {"protocol": protocol, "topics": {qrels.name: result.to_json()}}
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    (run_dir / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    (run_dir / "perf.txt").write_text(perf_text(result), encoding="utf-8")
+    sys.stdout.write(f"evaluation: {run_dir / 'perf.txt'}\n")
+    return result.all["infAP"]
 
 
 def read_matrix(path: Path) -> np.ndarray:

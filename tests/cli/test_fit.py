@@ -53,9 +53,13 @@ def test_a_run_leaves_what_the_contract_says_and_repeats(cli: Cli, metrics: Metr
     cli("task=score", *ids, name="score", tiny=False).succeeded()
     assert metrics("score")["t2v"] == found["t2v"]
     assert metrics("score")["v2t"] == found["v2t"]
-    cli("task=evaluate", f"ckpt_path={run}/checkpoints/best.ckpt", name="again").succeeded()
+    best = f"ckpt_path={run}/checkpoints/best.ckpt"
+    cli("task=evaluate", best, "task.error_matrix=true", name="again").succeeded()
     for part in ("t2v", "v2t", "skills"):
         assert metrics("again")[part] == found[part]
+    errors = torch.load(run.parent / "again" / "pred_errors_matrix.pth.tar", weights_only=True)
+    np.testing.assert_allclose(errors["errors"], -similarity, rtol=1e-5, atol=1e-5)
+    assert errors["videos"] == (run / "videos.txt").read_text().split()
     cli("trainer.max_epochs=2", name="second").succeeded()
     assert without_times(metrics("second")) == without_times(found)
 

@@ -34,7 +34,11 @@ def configuration(tmp_path: Path, *words: str) -> DictConfig:
 
 @pytest.mark.parametrize("option", options("model"))
 def test_model(option: str, tmp_path: Path) -> None:
-    model = build.build_model(configuration(tmp_path, f"model={option}"))
+    words = []
+    if "vocabulary" in OmegaConf.load(CONF / "model" / f"{option}.yaml"):  # a model on features, with words of its own
+        (tmp_path / "vocabulary.json").write_text('{"words": ["dog"]}')
+        words = [f"model.vocabulary={tmp_path}/vocabulary.json", "experts=imagenet"]
+    model = build.build_model(configuration(tmp_path, f"model={option}", *words))
     assert isinstance(model, RetrievalModule)
     assert model.input_spec.frames is not None or model.input_spec.experts
 
@@ -63,7 +67,9 @@ def test_optimizer_and_scheduler(optimizer: str, scheduler: str, tmp_path: Path)
         optimiser.zero_grad()
         layer(torch.ones(1, 3)).sum().backward()
         optimiser.step()
-        if rates is not None:
+        if hasattr(rates, "monitor"):  # such a schedule advances by epochs and is told a metric
+            rates.step(1.0)
+        elif rates is not None:
             rates.step()
     assert not torch.equal(layer.weight, before)
 

@@ -66,6 +66,14 @@ def test_features_are_read_from_both_formats(tmp_path: Path) -> None:
             assert found[f"pairs/s/core {features}, {kind}"] > 0
 
 
+def test_scores_of_dual_encoding_are_measured(tmp_path: Path) -> None:
+    run(config(tmp_path, parts=["dual_evaluation"], dual_captions=300, dual_videos=40))
+    found = json.loads((tmp_path / "run" / "bench.json").read_text())["dual_evaluation"]
+    assert (found["captions"], found["videos"]) == (300, 40)
+    assert 0 < found["CPU-s of Jaccard"] < found["CPU-s of Jaccard, direct"]
+    assert found["deviation x 1e6"] <= 1
+
+
 @pytest.mark.slow
 def test_full_size_evaluation_keeps_its_memory(tmp_path: Path) -> None:
     """59,800 captions, 2,990 videos, 512 dimensions, both directions, one thread."""

@@ -90,6 +90,23 @@ def test_two_runs_get_a_paired_bootstrap(tmp_path: Path) -> None:
     assert any(f"= {difference:+.1f} points" in note and "p < 0.001" in note for note in table.notes)
 
 
+def test_searches_by_topics_are_compared_by_inferred_precision(tmp_path: Path) -> None:
+    for seed, precision in ((0, 0.05), (1, 0.07)):
+        (tmp_path / f"{seed}").mkdir()
+        row = {"infAP": precision, "infNDCG": 2 * precision}
+        found = {"protocol": {"dataset": "avs", "model": "M", "seed": seed}, "topics": {"tv18": {"all": row}}}
+        (tmp_path / f"{seed}" / "metrics.json").write_text(json.dumps(found))
+    recalls = make_run(tmp_path / "recalls", 0.3, 0)
+    table, other = compare_runs([tmp_path / "0", tmp_path / "1", recalls]).tables
+    assert table.columns == ("run", "seeds", "tv18 infAP", "tv18 infNDCG")
+    assert table.rows == (("M", "0,1", "6.0 (1.4)", "12.0 (2.8)"),)
+    assert "in percent" in table.notes
+    assert other.columns[2] == "t2v R@1"
+    (tmp_path / "0" / "metrics.json").write_text('{"protocol": {}, "topics": {"tv18": {"all": {}}}}')
+    with pytest.raises(UserError, match="metrics are missing"):
+        compare_runs([tmp_path / "0"])
+
+
 def test_bootstrap_against_the_known_distribution() -> None:
     rng = np.random.default_rng(0)
     a = {str(n): (str(n), 1.0 + float(rng.random() < 0.5)) for n in range(500)}

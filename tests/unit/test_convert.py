@@ -160,7 +160,7 @@ def test_task_on_a_bare_clip(tmp_path: Path) -> None:
     ("task", "message"),
     [
         ({"source": None}, "add task.source=FILE"),
-        ({"format": "theirs"}, "expected ours or upstream"),
+        ({"format": "theirs"}, "expected one of ours, upstream"),
         ({"output": "x.bin"}, "ends in .safetensors"),
     ],
 )

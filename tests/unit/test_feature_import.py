@@ -424,6 +424,25 @@ def test_an_interrupted_import_goes_on_and_leaves_the_same_bytes(
     assert len([*(tmp_path / "cut").iterdir()]) == len([*(tmp_path / "straight").iterdir()]) > 10
 
 
+def test_features_of_several_folders_make_one_store(tmp_path: Path) -> None:
+    parts = {
+        "train": {"a": vectors(2, 4), "b": vectors(1, 4)},
+        "val": {"c": vectors(3, 4)},
+        "test": {"a": vectors(1, 4)},
+    }
+    for name, part in parts.items():
+        write_pickle(tmp_path / f"{name}.pickle", part)
+    also = [str(tmp_path / f"{name}.pickle") for name in ("val", "test")]
+    convert.run(config(tmp_path, tmp_path / "train.pickle", also=also))
+    store = FeatureStore.open(tmp_path / "out")
+    assert sorted(store.ids) == ["a", "b", "c"]
+    np.testing.assert_array_equal(store.get("a"), parts["train"]["a"])  # the first one counts
+    np.testing.assert_array_equal(store.get("c"), parts["val"]["c"])
+    assert [part["name"] for part in store.recipe["united"]] == ["train", "val", "test"]
+    with pytest.raises(UserError, match=r"task\.append and task\.also at once, expected one of them"):
+        convert.run(config(tmp_path, tmp_path / "train.pickle", also=also, append=also))
+
+
 def test_features_side_by_side(tmp_path: Path) -> None:
     left = {"a": vectors(2, 4), "b": vectors(1, 4), "c": vectors(1, 4)}
     right = {"c": NAN, "a": vectors(2, 3)}
@@ -673,7 +692,7 @@ def test_caption_features_of_msvd_are_put_together_and_translated(tmp_path: Path
 def config(tmp_path: Path, source: Path, **task: object) -> DictConfig:
     given = {
         "source": str(source), "output": str(tmp_path / "out"), "format": "ours", "trust": False,
-        "dtype": None, "nan": "error", "cut_ids": False, "suffix": None, "append": [], **task,
+        "dtype": None, "nan": "error", "cut_ids": False, "suffix": None, "append": [], "also": [], **task,
     }  # fmt: skip
     return OmegaConf.create({"task": given, "paths": {"run_dir": str(tmp_path / "run")}})
 

@@ -105,7 +105,7 @@ def test_metrics_json_has_the_promised_keys(tmp_path: Path) -> None:
     )
     written(tmp_path, result, facts)
     found = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
-    assert list(found) == ["protocol", "t2v", "v2t", "SumR", "skills", "timing", "excluded"]
+    assert list(found) == ["protocol", "t2v", "v2t", "SumR", "SumAP", "skills", "timing", "excluded"]
     assert tuple(found["protocol"]) == PROTOCOL_KEYS
     assert found["protocol"]["num_videos"] == 5
     assert found["protocol"]["num_captions"] == 10

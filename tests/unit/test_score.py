@@ -28,7 +28,8 @@ def lines(folder: Path, name: str, *rows: str) -> Path:
 def config(tmp_path: Path, **keys: object) -> object:
     base = {"similarity": None, "captions": None, "videos": None, "ties": "optimistic"}
     paths = {"run_dir": str(tmp_path / "run")}
-    return OmegaConf.create({**base, "optimized_metric": "val/t2v/R1", "paths": paths, **keys})
+    task = {"run_file": None, "qrels": None}
+    return OmegaConf.create({**base, "optimized_metric": "val/t2v/R1", "paths": paths, "task": task, **keys})
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,6 +136,27 @@ def concatenate(sources: Sequence[Source], name: str) -> Source:
 
     recipe = {"concatenated": [{**source.recipe, "name": source.name} for source in sources]}
     return Source(name, sources[0].ids, read, recipe, tuple(note for source in sources for note in source.notes))
+
+
+def unite(sources: Sequence[Source], name: str) -> Source:
+    """One source of the items of several, one after another: features that lie in a folder for each part.
+
+    An item that several have is read from the first of them, and noted.
+    """
+    owner: dict[str, int] = {}
+    for index, source in enumerate(sources):
+        for item in source.ids:
+            owner.setdefault(item, index)
+
+    def read(ids: Sequence[str]) -> Iterator[Value]:
+        for index, run in groupby(ids, owner.__getitem__):
+            yield from sources[index].read(list(run))
+
+    twice = sum(len(source.ids) for source in sources) - len(owner)
+    notes = [note for source in sources for note in source.notes]
+    notes += [f"{twice:,} items are in several of the sources; those of the first one count"] if twice else []
+    recipe = {"united": [{**source.recipe, "name": source.name} for source in sources]}
+    return Source(name, tuple(owner), read, recipe, tuple(notes))
 
 
 def as_rows(value: object, where: str) -> Value:
