@@ -73,6 +73,9 @@ _FLAGS = {
 
 
 def _entry(name: str, meaning: str) -> list[str]:
-    wrapped = textwrap.wrap(meaning, _WIDTH - 24, break_on_hyphens=False) or [""]
-    first = f"  {name:<20}  {wrapped[0]}".rstrip()
-    return [first, *(f"{'':<24}{line}" for line in wrapped[1:])]
+    # A long name pushes the first line to the right, the others stay in their column.
+    lead = f"  {name:<20}  "
+    wrapped = textwrap.wrap(
+        lead + meaning, _WIDTH, subsequent_indent=" " * 24, break_on_hyphens=False, drop_whitespace=True
+    )
+    return wrapped or [lead.rstrip()]

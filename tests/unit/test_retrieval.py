@@ -214,8 +214,8 @@ def test_published_single_sentence_protocol_counts_ties_several_times() -> None:
 def test_logged_names() -> None:
     text, video = embeddings(12, 5)
     logged = evaluate(text, video, dot).scalars("val")
-    assert {"val/t2v/R1", "val/v2t/MdR", "val/SumR"} <= set(logged)
-    assert len(logged) == 2 * len(KEYS) + 1
+    assert {"val/t2v/R1", "val/v2t/MdR", "val/SumR", "val/SumAP"} <= set(logged)
+    assert len(logged) == 2 * len(KEYS) + 2
 
 
 @pytest.mark.real
