@@ -74,12 +74,15 @@ def _read_archive(path: Path) -> Mapping[str, Any]:
 
 def _read_pickle(path: Path, trust: bool) -> Any:
     try:
-        if trust:
+        try:
+            # Options that many trainers save beside the weights: a class that only holds values.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, UnicodeDecodeError):
+            if not trust:  # trust is for the files that the restricted reader refuses, and only for them
+                raise
             # Strings of files that Python 2 wrote; those of Python 3 do not depend on it.
             return torch.load(path, map_location="cpu", weights_only=False, encoding="latin1")
-        # Options that many trainers save beside the weights: a class that only holds values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if trust:
             raise UserError(f"{path} cannot be read ({_first_line(error)}); fetch it again") from None

@@ -110,6 +110,21 @@ def test_a_pickle_runs_no_code_without_consent(tmp_path: Path, monkeypatch: pyte
     assert list(read_state_dict(tmp_path / "bad.bin", trust=True)) == ["w"]
 
 
+def test_trust_does_not_open_what_the_restricted_reader_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"w": torch.ones(2)}, tmp_path / "plain.bin")
+    asked, load = [], torch.load
+
+    def recording(*args: Any, **options: Any) -> Any:
+        asked.append(options["weights_only"])
+        return load(*args, **options)
+
+    monkeypatch.setattr(torch, "load", recording)
+    assert list(read_state_dict(tmp_path / "plain.bin", trust=True)) == ["w"]
+    assert asked == [True]
+
+
 @pytest.mark.parametrize("name", ["x.bin", "x.safetensors", "x.pt"])
 def test_damaged_files(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="no weight file"):
