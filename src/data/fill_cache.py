@@ -25,6 +25,7 @@ from src.data.annotation import VideoRecord
 from src.data.cache_writer import begin, write_shard
 from src.data.frame_cache import Recipe, is_current
 from src.data.video import DEFAULT_TIMEOUT_S, Problem
+from src.data.folder_lock import locked
 from src.errors import UserError
 
 Shard = Sequence[VideoRecord]
@@ -75,7 +76,7 @@ def fill(
         UserError: another recipe, another process fills the folder, or it cannot be written.
     """
     try:
-        with _locked(folder):
+        with locked(folder):
             entries = begin(folder, recipe)
             missing = [r for r in records if r.id not in entries or not is_current(entries[r.id], r)]
             filled = Filled(before=len(records) - len(missing))
@@ -90,18 +91,6 @@ def fill(
             f"cannot write the frame cache {folder} ({error.strerror or error}); finished shards are kept: "
             "make room or give another dataset.cache_dir, then run it again"
         ) from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One filling process per folder; the system drops the lock however the process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process is filling this cache; wait until it ends") from None
-        yield
 
 
 def _write_all(folder: Path, records: Shard, recipe: Recipe, options: FillOptions) -> Iterator[Outcome]:

@@ -19,6 +19,7 @@ from src.data.transcode import TEMPORARY, Transcoded, TranscodeRecipe, transcode
 from src.data.video import Problem, VideoError
 from src.data.whole_file import write_whole
 from src.data.worker_pool import Failed, run_each
+from src.data.folder_lock import locked
 from src.errors import UserError
 
 RECIPE_FILE = "transcode.json"
@@ -103,7 +104,7 @@ def transcode_folder(
     if not names:
         raise UserError(f"no videos in {source} ({others} other files), expected {', '.join(KEPT_SUFFIXES)}, …")
     try:
-        with _locked(output):
+        with locked(output):
             _check_recipe(output, recipe)
             targets, done = _targets(names, options.keep_suffix), _read_done(output)
             missing = [name for name in names if not _is_current(name, source, output, done)]
@@ -237,15 +238,3 @@ def _check_recipe(output: Path, recipe: TranscodeRecipe) -> None:
             )
     for leftover in output.rglob(f".*{TEMPORARY}"):
         leftover.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process per folder; the system drops the lock however the process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process is working in this folder; wait until it ends") from None
-        yield

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from src.batch import FrameSpec
-from src.data import fill_cache, frame_cache
+from src.data import fill_cache, folder_lock, frame_cache
 from src.data.annotation import VideoRecord
 from src.data.cache_writer import begin, write_shard
 from src.data.fill_cache import FillOptions, fill
@@ -273,7 +273,7 @@ def test_fill_lists_broken_files_and_stores_the_rest(tmp_path: Path, records: li
 
 
 def test_fill_refuses_a_folder_that_another_process_fills(tmp_path: Path) -> None:
-    with fill_cache._locked(tmp_path), pytest.raises(UserError, match="another process is filling"):
+    with folder_lock.locked(tmp_path), pytest.raises(UserError, match="another process is working"):
         fill(tmp_path, [], RAW, IN_ONE_PROCESS)
 
 
