@@ -9,6 +9,7 @@ Source: danieljf24/hybrid_space @ b934eff, danieljf24/dual_encoding @ c0aaf60.
 from __future__ import annotations
 
 import io
+import json
 import pickle
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,9 @@ SHARED_OPTIONS = (
     *("visual_rnn_size", "visual_kernel_num", "visual_kernel_sizes"),
 )
 """Options that have the same name and meaning in both."""
+COUNTER = "num_batches_tracked"
+_PROGRESS = ("epoch", "best_rsum", "Eiters")
+_NOT_2019 = ("space", "gru_pool", "measure_2", "margin_2", "tag_vocab_size")
 OURS = tuple(sorted({ours.split(".")[0] + "." for _, ours in HYBRID}))
 
 
@@ -93,7 +97,7 @@ def from_upstream(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             "pth.tar of hybrid_space or dual_encoding"
         )
     for name in [name for name in converted if name.endswith(".norm.running_mean")]:
-        counter = name.removesuffix("running_mean") + "num_batches_tracked"
+        counter = name.removesuffix("running_mean") + COUNTER
         converted.setdefault(counter, torch.zeros((), dtype=torch.int64))
     return converted
 
@@ -127,14 +131,71 @@ def published_layout(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     return [tensors for tensors in parts.values() if tensors]
 
 
-def file_content(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Any]:
+def extras(state: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a published file says beside its tensors, as plain values.
+
+    Args:
+        state: its tensors, as they are named there.
+        rest: its other entries.
+    """
+    opt = rest.get("opt")
+    options = vars(opt) if isinstance(opt, Namespace) else opt if isinstance(opt, Mapping) else {}
+    numbers = {name: rest[name] for name in _PROGRESS if isinstance(rest.get(name), int | float)}
+    return {
+        **numbers,
+        "opt": {str(name): value for name, value in options.items() if _is_plain(value)},
+        "conference": _is_conference(state),
+        "counters": any(name.endswith(COUNTER) for name in state),
+    }
+
+
+def options_told(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `DualEncoding` that change what it computes and that no tensor tells."""
+    opt = found.get("opt", {})
+    hybrid = opt.get("space", "latent") == "hybrid"
+    names = ("gru_pool", "measure", *(("measure_2",) if hybrid else ()))
+    return {name: opt[name] for name in names if name in opt}
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_conference(state: Mapping[str, Tensor]) -> bool:
+    return any(name.split(".")[1] in ("visual_mapping", "text_mapping") for name in state if name.count("."))
+
+
+def file_content(
+    state: Mapping[str, Tensor], options: Mapping[str, Any], found: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What a published file holds.
 
     Args:
         state: tensors named as `to_upstream` does.
         options: of `DualEncoding`; they become `opt`, under the reference's names, with the sizes that its programs
             expect there. What a run of theirs adds (folders, names of collections and features) is not known here.
+        found: `extras` of the published file from which the tensors came: it is written again as it was, unless the
+            other publication's layout is asked for.
     """
+    conference = _is_conference(state)
+    if not found or not found["opt"] or found["conference"] != conference:
+        found = {"opt": _opt(state, options, conference), "counters": True}
+    if not found["counters"]:
+        state = {name: value for name, value in state.items() if not name.endswith(COUNTER)}
+    return {
+        "epoch": found.get("epoch", 0),
+        "model": published_layout(state),
+        "best_rsum": found.get("best_rsum", 0.0),
+        "opt": Namespace(**found["opt"]),
+        "Eiters": found.get("Eiters", 0),
+    }
+
+
+def _opt(state: Mapping[str, Tensor], options: Mapping[str, Any], conference: bool) -> dict[str, Any]:
     ours = from_upstream(state)
     sizes = options_of(ours)
     spaces = {side: f"{side}_spaces.latent.linear.weight" for side in ("text", "video")}
@@ -154,11 +215,26 @@ def file_content(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dic
         "loss_fun": "mrl",
         "we_parameter": None,
     }
-    return {"epoch": 0, "model": published_layout(state), "best_rsum": 0.0, "opt": Namespace(**opt), "Eiters": 0}
+    if not conference:
+        return opt
+    directions = {"t2v": "t2i", "v2t": "i2t"}
+    opt |= {"model": "dual_encoding", "direction": directions.get(opt.get("direction", "all"), "all")}
+    return {name: value for name, value in opt.items() if name not in _NOT_2019}
 
 
 def options_of(ours: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The options of `DualEncoding` that its tensors tell, and `words` and `frame_dim`, which other files set."""
+    """The options of `DualEncoding` that its tensors tell, and `words` and `frame_dim`, which other files set.
+
+    Raises:
+        UserError: tensors of which every such model has some are missing.
+    """
+    needed = [f"{side}_encoder.gru.weight_{kind}_l0" for side in ("text", "video") for kind in ("ih", "hh")]
+    lacking = [name for name in (*needed, "words.weight") if name not in ours]
+    if lacking or not any(name.startswith("video_spaces.") for name in ours):
+        raise UserError(
+            f"the weights lack {', '.join(lacking) or 'video_spaces'}, expected a whole Dual Encoding; fetch the file "
+            "again"
+        )
     text, video = _encoder_options(ours, "text", "text"), _encoder_options(ours, "video", "visual")
     frame_dim = ours["video_encoder.gru.weight_ih_l0"].shape[1]
     parts = [part for part in ("latent", "concepts") if f"video_spaces.{part}.linear.weight" in ours]
@@ -217,6 +293,21 @@ def holds_vocabulary(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return b"Vocabulary" in file.read(200)
+
+
+def vocabulary_pickle(words: Sequence[str], style: str) -> bytes:
+    """A published vocabulary: a pickle of `__main__.Vocabulary`, which the reference's programs find there.
+
+    Args:
+        words: without special words.
+        style: "bow", or "rnn", which has the special words.
+    """
+    listed = [*(SPECIAL if style == "rnn" else ()), *words]
+    ids = {word: index for index, word in enumerate(listed)}
+    values = {"word2idx": ids, "idx2word": dict(enumerate(listed)), "idx": len(listed), "text_style": style}
+    # No class of that name can be pickled from here: the object by hand, its attributes by the library.
+    head, attributes = b"\x80\x02", pickle.dumps(values, protocol=2)
+    return head + b"c__main__\nVocabulary\n)\x81" + attributes.removeprefix(head)[:-1] + b"b."
 
 
 def read_vocabulary_words(path: Path) -> list[str]:

@@ -179,14 +179,19 @@ def write_tags(folder: Path, labels: Labels, size: int, threshold: int = 1) -> P
     return folder / f"{name}.txt"
 
 
+def tag_files(folder: Path, size: int, threshold: int = 1) -> tuple[Path, Path]:
+    """The files of labels and of concepts that `read_tags` reads."""
+    name = f"video_label_th_{threshold}"
+    return folder / f"{name}.txt", folder / name / f"tag_vocab_{size}.json"
+
+
 def read_tags(folder: Path, size: int, threshold: int = 1) -> tuple[Labels, list[str]]:
     """Labels and concepts that `write_tags`, or the authors' programs, wrote.
 
     Raises:
         UserError: a file is missing or malformed.
     """
-    file = folder / f"video_label_th_{threshold}.txt"
-    vocabulary = folder / file.stem / f"tag_vocab_{size}.json"
+    file, vocabulary = tag_files(folder, size, threshold)
     lacking = [str(path) for path in (file, vocabulary) if not path.is_file()]
     if lacking:
         raise UserError(

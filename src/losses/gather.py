@@ -62,12 +62,24 @@ def _gather_tensor(local: Tensor, sizes: list[int], exact: bool) -> Tensor:
 
 def gather_sizes(embedding: Embedding) -> list[int]:
     """Number of items on each process, in rank order."""
+    return _sizes(len(embedding), embedding.ids.device)
+
+
+def _sizes(own: int, device: torch.device) -> list[int]:
     if world_size() == 1:
-        return [len(embedding)]
-    local = torch.tensor([len(embedding)], device=embedding.ids.device)
+        return [own]
+    local = torch.tensor([own], device=device)
     sizes = [torch.empty_like(local) for _ in range(world_size())]
     dist.all_gather(sizes, local)
     return [int(size) for size in sizes]
+
+
+def gather_rows(local_BX: Tensor) -> tuple[Tensor, slice]:
+    """Rows of all processes in rank order, gradients of all of them summed; and where this process's own rows stand."""
+    if world_size() == 1:
+        return local_BX, slice(None)
+    sizes, rank = _sizes(len(local_BX), local_BX.device), dist.get_rank()
+    return _gather_tensor(local_BX, sizes, exact=True), slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
 
 
 def gather_embedding(embedding: E, mode: GatherMode = "exact", sizes: list[int] | None = None) -> E:

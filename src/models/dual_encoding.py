@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from src.batch import ExpertSpec, InputSpec, TextBatch, TextEmbedding, VideoBatch, VideoEmbedding
 from src.errors import UserError
-from src.losses.infonce import SimilarityFn
-from src.losses.triplet import CostStyle, Direction, TripletLoss, concept_loss
+from src.losses.gather import gather_rows
+from src.losses.pairs import Direction, SimilarityFn
+from src.losses.triplet import CostStyle, TripletLoss, concept_loss
 from src.models.base import RetrievalModule, Similarity
 from src.models.concept_space import CONCEPTS, LATENT, Space, hybrid_spaces, space_scorer
-from src.models.measures import Measure, training_measure
+from src.models.measures import Measure, cosine, training_measure
 from src.models.recurrent import Padding, Pooling, RecurrentEncoder
-from src.models.vocabulary import SPECIAL, read_vocabulary, read_word_vectors
+from src.models.vocabulary import SPECIAL, check_same_words, read_concept_list, read_vocabulary, read_word_vectors
 
 Spaces = Literal["hybrid", "latent", "concept"]
 TARGETS = "concepts"
@@ -32,6 +33,9 @@ MEAN = ".mean"
 
 class Projection(nn.Module):
     """Linear layer and batch normalisation (`mapping` and `tag_fc` of the reference), in float32.
+
+    With several processes the statistics are those of the whole batch, on every backend, so that training takes the
+    steps of one process; torch's own synchronised normalisation has no CPU version.
 
     Args:
         input_dim: length of the encoded item.
@@ -44,12 +48,15 @@ class Projection(nn.Module):
         self.norm = nn.BatchNorm1d(output_dim)
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        if self.training and len(x_BD) < 2:
+        if not self.training:
+            return self.norm(self.linear(x_BD))
+        x_ND, own = gather_rows(self.linear(x_BD))
+        if len(x_ND) < 2:
             raise UserError(
                 "a training batch holds 1 pair, expected at least 2 for batch normalisation; "
                 "choose a dataset.recipe.batch_size that leaves no single pair over"
             )
-        return self.norm(self.linear(x_BD))
+        return self.norm(x_ND)[own]
 
 
 class Projections(nn.Module):
@@ -104,6 +111,8 @@ class DualEncoding(RetrievalModule):
             task.steps=[vocabulary] beside it; null starts from random ones.
         embed_dim: length of the latent vectors.
         num_concepts: size of the concept space.
+        concept_list: JSON file that names the concepts, written by task=prepare task.steps=[concepts]. Checkpoints
+            hold the names, and are refused beside other ones. Null, or no such file: the names are not known.
         gru_pool: how GRU states are pooled.
         dropout: after pooling, after the convolutions, and on the latent projection.
         padding: "upstream" as published: the video GRU and the convolutions read the padding, so that embeddings
@@ -117,6 +126,8 @@ class DualEncoding(RetrievalModule):
         cost_style: sum or mean over the batch; the tag loss is not affected.
         direction: which queries count in the triplet losses.
         alpha: weight of the latent space in the scores of the hybrid space; the concept space gets the rest.
+        topic_alpha: the same in searches by topics; null: as `alpha`.
+        topic_measure_2: similarity in the concept space in searches by topics; null: as `measure_2`.
         gather: see `RetrievalModule`.
 
     Source: danieljf24/hybrid_space @ b934eff; latent space with mean pooling: danieljf24/dual_encoding @ c0aaf60.
@@ -141,6 +152,7 @@ class DualEncoding(RetrievalModule):
         word_vectors: str | None = None,
         embed_dim: int = 1536,
         num_concepts: int = 512,
+        concept_list: str | None = None,
         gru_pool: Pooling = "mean",
         dropout: float = 0.2,
         padding: Padding = "upstream",
@@ -152,14 +164,21 @@ class DualEncoding(RetrievalModule):
         cost_style: CostStyle = "sum",
         direction: Direction = "all",
         alpha: float = 0.6,
+        topic_alpha: float | None = None,
+        topic_measure_2: Measure | None = None,
         gather: Literal["exact", "upstream"] = "exact",
     ) -> None:
         super().__init__(gather=gather)
+        _check_sizes("text", text_rnn_size, text_kernel_num, text_kernel_sizes)
+        _check_sizes("visual", visual_rnn_size, visual_kernel_num, visual_kernel_sizes)
         self.frame_experts, self.target_expert = _specs(experts, num_concepts if space != "latent" else 0)
         self.concate = concate
-        latent, concept = hybrid_spaces(alpha, measure, measure_2)
-        self.spaces = {"hybrid": (latent, concept), "latent": (latent,), "concept": (concept,)}[space]
+        self.spaces = _spaces(space, alpha, measure, measure_2)
+        self.topic_spaces = _spaces(
+            space, alpha if topic_alpha is None else topic_alpha, measure, topic_measure_2 or measure_2
+        )
         self.tokenizer = read_vocabulary(vocabulary)
+        self.concept_names = () if space == "latent" else read_concept_list(concept_list, num_concepts)
         masked = padding == "masked"
         options: dict[str, Any] = {"pool": gru_pool, "dropout": dropout, "masked": masked}
         frame_dim = sum(spec.dim for spec in self.frame_experts)
@@ -243,6 +262,31 @@ class DualEncoding(RetrievalModule):
     def scorer(self, text: TextEmbedding, video: VideoEmbedding) -> Similarity:
         return space_scorer(self.spaces, text, video)
 
+    def topic_scorer(self, text: TextEmbedding, video: VideoEmbedding) -> Similarity:
+        return space_scorer(self.topic_spaces, text, video)
+
+    @property
+    def topic_score_words(self) -> str:
+        weights = [f"{space.weight:g} " if len(self.topic_spaces) > 1 else "" for space in self.topic_spaces]
+        return " + ".join(f"{w}{s.part} {s.measure}" for w, s in zip(weights, self.topic_spaces, strict=True))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What numbers rows and columns of the weights: equally long lists of other words would fit as well."""
+        lists = {"vocabulary": self.tokenizer.words, "concepts": self.concept_names}
+        checkpoint["words"] = {name: list(words) for name, words in lists.items() if words}
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse weights of other words; names of concepts that are not known here are taken over.
+
+        Raises:
+            UserError: names the first difference.
+        """
+        lists = checkpoint.get("words", {})
+        check_same_words(lists.get("vocabulary"), self.tokenizer.words, "model.vocabulary")
+        if CONCEPTS in {space.part for space in self.spaces}:
+            check_same_words(lists.get("concepts"), self.concept_names, "model.concept_list")
+            self.concept_names = self.concept_names or tuple(lists.get("concepts", ()))
+
     def loss(self, text: TextEmbedding, video: VideoEmbedding) -> dict[str, Tensor]:
         """Triplet loss of each space, and the cross-entropy of the concepts on both sides.
 
@@ -264,8 +308,39 @@ class DualEncoding(RetrievalModule):
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
 
+def _check_sizes(side: str, rnn_size: int, kernel_num: int, kernel_sizes: Sequence[int]) -> None:
+    """Say which size of an encoder is impossible."""
+    for name, value in (("rnn_size", rnn_size), ("kernel_num", kernel_num), ("kernel_sizes", kernel_sizes)):
+        sizes = [value] if isinstance(value, int) else list(value)
+        if not sizes or min(sizes) < 1:
+            raise UserError(f"model.{side}_{name}={value}, expected 1 or more; the published one is in conf/model")
+
+
+def _spaces(space: Spaces, alpha: float, measure: Measure, measure_2: Measure) -> tuple[Space, ...]:
+    """The spaces of a model, with their weights.
+
+    Raises:
+        UserError: a weight that is no share, or a measure that means nothing there.
+    """
+    if not 0 <= alpha <= 1:
+        raise UserError(f"model.alpha or topic_alpha={alpha}, expected the latent space's share; choose from 0 to 1")
+    if measure == "jaccard" and space != "concept":
+        raise UserError(
+            "model.measure=jaccard is for vectors without negative numbers, found the latent space, which has them; "
+            "choose model.measure=cosine; jaccard is for model.measure_2"
+        )
+    latent, concept = hybrid_spaces(alpha, measure, measure_2)
+    return {"hybrid": (latent, concept), "latent": (latent,), "concept": (concept,)}[space]
+
+
 def _similarity(space: Space) -> SimilarityFn:
-    """How training compares in a space."""
+    """How training compares in a space.
+
+    Deviates: the cosine of concepts is one, where upstream takes the inner product of the probabilities, which only
+        grows with their number.
+    """
+    if space.part == CONCEPTS and space.measure == "cosine":
+        return lambda text, video: cosine(text.parts[CONCEPTS], video.parts[CONCEPTS])
     measure = training_measure(space.measure)
     return lambda text, video: measure(text.parts[space.part], video.parts[space.part])
 

@@ -111,7 +111,8 @@ def _inner(text_TD: Tensor, video_VD: Tensor) -> Tensor:
     return text_TD @ video_VD.T
 
 
-def _cosine(text_TD: Tensor, video_VD: Tensor) -> Tensor:
+def cosine(text_TD: Tensor, video_VD: Tensor) -> Tensor:
+    """s_TV of vectors of any length."""
     return normalize(text_TD, dim=1) @ normalize(video_VD, dim=1).T
 
 
@@ -158,7 +159,7 @@ _TRAINING: dict[str, MeasureFn] = {
     "jaccard": _jaccard,
 }
 _EVALUATION: dict[str, MeasureFn] = {
-    "cosine": _cosine,
+    "cosine": cosine,
     "order": lambda s, v: -_missing(s, v),
     "euclidean": lambda s, v: -_distance(s, v),
     "l1": lambda s, v: -_l1(s, v),

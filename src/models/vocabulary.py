@@ -89,6 +89,51 @@ def read_vocabulary(path: str | Path) -> VocabularyTokenizer:
     return VocabularyTokenizer(tuple(words))
 
 
+def read_concept_list(path: str | Path | None, size: int) -> tuple[str, ...]:
+    """Names of the concepts: the list `concepts` of a JSON file, or a bare list; none without a file.
+
+    Raises:
+        UserError: a file that holds no such list, or one of another length.
+    """
+    if path is None or not Path(path).is_file():
+        return ()
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is no JSON file ({error}), expected concepts; write it again") from None
+    words = content.get("concepts") if isinstance(content, dict) else content
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"{path} holds no list of concepts; write it again by task=prepare task.steps=[concepts]")
+    if len(words) != size:
+        raise UserError(
+            f"{path} names {len(words)} concepts, expected model.num_concepts={size}; set model.num_concepts="
+            f"{len(words)}, or model.concept_list=null for weights that were trained with others"
+        )
+    return tuple(words)
+
+
+def check_same_words(trained: Sequence[str] | None, ours: Sequence[str], option: str) -> None:
+    """Refuse weights whose rows and columns mean other words than ours; either list may be unknown.
+
+    Args:
+        trained: the words with which the weights were trained, in order.
+        ours: the words here.
+        option: where ours come from.
+
+    Raises:
+        UserError: names the first difference.
+    """
+    if not trained or not ours or list(trained) == list(ours):
+        return
+    pairs = zip(trained, ours, strict=False)
+    place = next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(trained), len(ours)))
+    theirs, own = (repr(words[place]) if place < len(words) else "none" for words in (trained, ours))
+    raise UserError(
+        f"{option}: found {len(ours)} words with {own} at place {place}, expected the {len(trained)} with which the "
+        f"weights were trained, {theirs} there; give {option} the file of that training"
+    )
+
+
 def read_word_vectors(path: str | Path, tokenizer: VocabularyTokenizer, dim: int) -> Tensor:
     """float32 (special words and words, dim): the vectors of a file, random ones in ±1 for all words without.
 

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 
 from src.errors import UserError
 from src.models.base import RetrievalModule
-from src.models.weights import load_strictly
+from src.models.weights import load_strictly, read_safetensors
 
 
-def resolve_checkpoint(name: str, run_dir: Path) -> Path:
+def resolve_checkpoint(name: str, run_dir: Path, key: str = "ckpt_path") -> Path:
     """Turn `ckpt_path=` into a file.
 
     Args:
         name: a file, a run folder (its best.ckpt is meant), or "last": the newest last.ckpt of this run folder
             or of its siblings, that is of runs of the same task, data set and model.
         run_dir: folder of the current run.
+        key: what the user typed, for messages.
 
     Raises:
         UserError: there is no such file.
@@ -32,14 +33,14 @@ def resolve_checkpoint(name: str, run_dir: Path) -> Path:
             if (path := folder / "checkpoints" / "last.ckpt").is_file():
                 return path
         raise UserError(
-            f"ckpt_path=last found no checkpoints/last.ckpt in {run_dir.parent}, expected an earlier run of the same "
-            "task, data set and model; give the file itself, or start without ckpt_path"
+            f"{key}=last found no checkpoints/last.ckpt in {run_dir.parent}, expected an earlier run of the same "
+            f"task, data set and model; give the file itself, or start without {key}"
         )
     path = Path(name)
     if path.is_dir():
         path = path / "checkpoints" / "best.ckpt"
     if not path.is_file():
-        raise UserError(f"ckpt_path={name}: found no file {path}, expected a checkpoint; check the path")
+        raise UserError(f"{key}={name}: found no file {path}, expected a checkpoint; check the path")
     return path
 
 
@@ -47,13 +48,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of ours (`.ckpt`) or converted weights (`.safetensors`), never executing code.
 
     Returns:
-        At least `state_dict`.
+        At least `state_dict`; of converted weights also what stands beside the tensors.
 
     Raises:
         UserError: the file is damaged, or not one of ours.
     """
     if path.suffix == ".safetensors":
-        return {"state_dict": load_file(path)}
+        try:
+            tensors, rest = read_safetensors(path)
+        except SafetensorError as error:
+            raise UserError(f"{path} is not a readable safetensors file ({error}); convert it again") from None
+        return {**rest, "state_dict": tensors}
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
@@ -73,7 +78,9 @@ def load_weights(model: RetrievalModule, path: Path) -> None:
     """Load weights strictly.
 
     Raises:
-        UserError: names or shapes differ from the model's; the message lists the first of each kind.
+        UserError: names or shapes differ from the model's, and the message lists the first of each kind; or the model
+            finds that the weights belong to other words.
     """
-    state = read_checkpoint(path)["state_dict"]
-    load_strictly(model, state, str(path))
+    content = read_checkpoint(path)
+    model.on_load_checkpoint(content)
+    load_strictly(model, content["state_dict"], str(path))

@@ -13,6 +13,7 @@ from src.data.splits import SplitPart
 from src.errors import UserError
 from src.models.base import RetrievalModule
 from src.models.concept_space import CONCEPTS, top_concepts
+from src.models.vocabulary import check_same_words
 
 PREDICTED = 10  # concepts of each item
 BLOCK = 1024  # captions per call of the scorer
@@ -51,9 +52,17 @@ def write_exports(
     """
     run_dir, (text, video) = Path(cfg.paths.run_dir), embeddings
     if cfg.task.get("concepts"):
+        _same_concepts(model, Path(cfg.task.concepts))
         write_predicted_tags(run_dir, part, text, video, Path(cfg.task.concepts))
     if cfg.task.get("error_matrix"):
         write_error_matrix(run_dir, part, text, video, model)
+
+
+def _same_concepts(model: RetrievalModule, concepts: Path) -> None:
+    """Refuse names of other concepts than the model's, where it knows them."""
+    known: dict[str, dict[str, list[str]]] = {}
+    model.on_save_checkpoint(known)
+    check_same_words(known.get("words", {}).get("concepts"), read_concepts(concepts), "task.concepts")
 
 
 def write_predicted_tags(

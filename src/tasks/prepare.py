@@ -1,8 +1,8 @@
 """task=prepare: from what is published to what training reads, in the steps that `task.steps` names.
 
-One module per step: `src.tasks.prepare_frames`, `prepare_transcode`, `prepare_captions`, `prepare_vocabulary`,
-`prepare_concepts`; `task.prepare=STEP` is short for `task.steps=[STEP]`. `task.download=true` fetches the published
-archives (`prepare_download`) and does nothing else.
+One module per step: `src.tasks.prepare_frames`, `prepare_transcode`, `prepare_captions`, `prepare_features`,
+`prepare_vocabulary`, `prepare_concepts`, `prepare_denoise`; `task.prepare=STEP` is short for `task.steps=[STEP]`.
+`task.download=true` fetches the published archives (`prepare_download`) and does nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from omegaconf import DictConfig
 
 from src.errors import UserError
 
-Step = Literal["transcode", "captions", "frames", "vocabulary", "concepts"]
+Step = Literal["transcode", "captions", "frames", "features", "vocabulary", "concepts", "denoise"]
+
+DEFAULT = ["frames"]
 
 
 def run(cfg: DictConfig) -> None:
@@ -23,7 +25,8 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: an unknown step, or a step that failed.
     """
-    asked = cfg.task.steps if cfg.task.prepare is None else cfg.task.prepare
+    # Experiments say by task.prepare what task=fit prepares; steps that are typed go before it.
+    asked = next(steps for steps in (cfg.task.steps, cfg.task.prepare, DEFAULT) if steps is not None)
     asked = [asked] if isinstance(asked, str) else list(asked)
     steps = ["download"] if cfg.task.download else asked
     unknown = [str(step) for step in steps if step not in (*get_args(Step), "download")]

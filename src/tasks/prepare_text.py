@@ -55,9 +55,14 @@ def training_captions(cfg: DictConfig) -> TrainingCaptions:
     Raises:
         UserError: the data set cannot be read.
     """
-    folder = Path(cfg.paths.data_dir).expanduser() / cfg.dataset.name
+    folder = folder_of(cfg)
     folder.mkdir(parents=True, exist_ok=True)
     return TrainingCaptions(build_datamodule(cfg, InputSpec(tokenizer=None)), folder)
+
+
+def folder_of(cfg: DictConfig) -> Path:
+    """Where the vocabulary and the concepts of the data set go."""
+    return Path(cfg.paths.data_dir).expanduser() / cfg.dataset.name
 
 
 def whole_number(cfg: DictConfig, key: str, least: int) -> int:

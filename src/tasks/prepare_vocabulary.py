@@ -18,7 +18,8 @@ from src.data.vocabulary_file import (
 )
 from src.errors import UserError
 from src.extractors.word_tables import read_table
-from src.tasks.prepare_text import say, training_captions, whole_number
+from src.models.vocabulary import read_vocabulary
+from src.tasks.prepare_text import folder_of, say, training_captions, whole_number
 
 
 def run(cfg: DictConfig) -> None:
@@ -44,8 +45,8 @@ def run(cfg: DictConfig) -> None:
     path = given.folder / "vocabulary.json"
     write_vocabulary(path, content)
     say(
-        f"{len(kept)} of {len(counts)} words of {len(given.captions)} captions in {path}: those that occur at least "
-        f"{min_count} times, {sum(kept.values()) / max(1, sum(counts.values())):.1%} of the text"
+        f"vocabulary: {len(kept)} of {len(counts)} words of {len(given.captions)} training captions in {path}: those "
+        f"that occur at least {min_count} times, {sum(kept.values()) / max(1, sum(counts.values())):.1%} of the text"
     )
     if vectors is None:  # those of an earlier vocabulary would belong to other words
         for name in (VECTORS, FOUND):
@@ -54,9 +55,21 @@ def run(cfg: DictConfig) -> None:
         vectors_VD, found_V = vectors
         write_vectors(given.folder, vectors_VD, found_V)
         say(
-            f"{int(found_V.sum())} of them have a vector of dim {vectors_VD.shape[1]}: {given.folder / VECTORS}; "
-            f"which ones: {given.folder / FOUND}"
+            f"vocabulary: {int(found_V.sum())} of them have a vector of dim {vectors_VD.shape[1]}: "
+            f"{given.folder / VECTORS}; which ones: {given.folder / FOUND}"
         )
+
+
+def found(cfg: DictConfig) -> str | None:
+    """What is there already; None when the vocabulary is lacking, or its vectors though `task.word_vectors` is given.
+
+    Raises:
+        UserError: a file that is no vocabulary.
+    """
+    path = folder_of(cfg) / "vocabulary.json"
+    if not path.is_file() or (cfg.task.word_vectors is not None and not path.with_name(VECTORS).is_file()):
+        return None
+    return f"{path} ({len(read_vocabulary(path).words)} words)"
 
 
 def _vectors(path: Path, words: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,23 +9,28 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from pytorch_lightning import LightningModule, Trainer
 
 from src.batch import TextBatch, TextEmbedding, VideoBatch, VideoEmbedding
-from src.data.datamodule import BatchLoader, Loaders, RetrievalDataModule
+from src.data.annotation import Judgement
+from src.data.datamodule import BatchLoader, RetrievalDataModule
 from src.errors import UserError
 from src.metrics.infap import SearchResult, evaluate_run
 from src.models.base import RetrievalModule
 from src.reports.protocol import PROTOCOL_KEYS, protocol_line
 from src.reports.report import excluded_counts
+from src.reports.topic_page import SHOWN, Edition, edition_of, write_topic_page
 from src.reports.topic_table import editions_table
 from src.reports.trecvid import perf_text, write_run
 from src.tasks.build import build_submission
+from src.tasks.loaders import Loaders
 from src.tasks.outcome import ResultWriter, print_problems
 
 RUN_FILE = "id.sent.score.txt"
@@ -61,7 +66,23 @@ class TopicSearch(LightningModule):
         self.writer = writer
 
     def test_step(self, batch: TextBatch | VideoBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.model.test_step(batch, batch_idx, dataloader_idx)
+        for one in self._by_edition(batch) if isinstance(batch, TextBatch) else (batch,):
+            self.model.test_step(one, batch_idx, dataloader_idx)
+
+    def _by_edition(self, batch: TextBatch) -> Iterator[TextBatch]:
+        """The topics of each edition, padded to the longest of them: each was published as a batch of its own."""
+        datamodule: RetrievalDataModule = self.trainer.datamodule.benchmark  # type: ignore[attr-defined]
+        sizes = torch.tensor([len(topics) for topics in datamodule.annotation.topics.values()])
+        edition_B = torch.bucketize(batch.ids.cpu(), sizes.cumsum(0), right=True).to(batch.ids.device)
+        for edition in edition_B.unique():
+            rows_B = edition_B == edition
+            longest = int(batch.mask_BL[rows_B].sum(1).max())
+            yield TextBatch(
+                batch.tokens_BL[rows_B, :longest],
+                batch.mask_BL[rows_B, :longest],
+                batch.ids[rows_B],
+                batch.video_ids[rows_B],
+            )
 
     def on_test_epoch_end(self) -> None:
         text, video = self.model.collected("test")
@@ -69,8 +90,9 @@ class TopicSearch(LightningModule):
             return
         datamodule: RetrievalDataModule = self.trainer.datamodule.benchmark  # type: ignore[attr-defined]
         with torch.autocast(self.device.type, enabled=False):
-            results = search(self.model, text, video, datamodule, self.writer)
-        write_outcome(self.writer, datamodule, results, len(video))
+            found = search(self.model, text, video, datamodule, self.writer)
+        about = {"num_videos": len(video), "search": self.model.topic_score_words or None}
+        write_outcome(self.writer, datamodule, found, about)
 
 
 def search(
@@ -79,39 +101,56 @@ def search(
     video: VideoEmbedding,
     datamodule: RetrievalDataModule,
     writer: ResultWriter,
-) -> dict[str, SearchResult | None]:
+) -> dict[str, tuple[SearchResult | None, Edition]]:
     """Write `topics/<edition>/` of the run folder: run files, evaluation, scores.
 
     Args:
-        model: its `scorer` sees one edition at a time, as scores that depend on the whole matrix were published so.
+        model: its `topic_scorer` sees one edition at a time, as scores that depend on the whole matrix were published
+            so.
         text: the topics of all editions, one after another.
         video: the shots.
         datamodule: topics, judgements and the shots' names.
         writer: the run.
 
     Returns:
-        Edition -> its metrics; None where it has no judgements.
+        Edition -> its metrics, None where it has no judgements; and what the report shows of it.
     """
-    submission = build_submission(writer.cfg)
     part = datamodule.part("test")
     names = np.array([part.videos[index].id for index in video.ids.tolist()])
-    results: dict[str, SearchResult | None] = {}
+    found: dict[str, tuple[SearchResult | None, Edition]] = {}
     start = 0
     for edition, topics in datamodule.annotation.topics.items():
-        ids = [topic.id for topic in topics]
-        scores_QV = score_topics(model, text[start : start + len(ids)], video, ids)
-        start += len(ids)
+        texts = {topic.id: topic.text for topic in topics}
+        scores_QV = score_topics(model, text[start : start + len(topics)], video, list(texts))
+        start += len(topics)
         folder = writer.run_dir / "topics" / edition
-        run = write_run(folder / RUN_FILE, _ranked(ids, names, scores_QV, submission.depth), submission)
         qrels = datamodule.annotation.qrels.get(edition, ())
-        results[edition] = result = evaluate_run(run, qrels) if qrels else None
-        if result is not None:
-            (folder / "perf.txt").write_text(perf_text(result, prefix="1"), encoding="utf-8")
-        if writer.cfg.save_similarity:
-            np.save(folder / "similarity.npy", scores_QV)
-            (folder / "topics.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
-            (folder / "videos.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-    return results
+        result = _write_edition(folder, list(texts), names, scores_QV, qrels, cfg=writer.cfg)
+        best = dict(_ranked(list(texts), names, scores_QV, SHOWN))
+        found[edition] = result, edition_of(edition, texts, best, result, qrels)
+    return found
+
+
+def _write_edition(
+    folder: Path,
+    ids: list[str],
+    names: np.ndarray,
+    scores_QV: np.ndarray,
+    qrels: Sequence[Judgement],
+    *,
+    cfg: DictConfig,
+) -> SearchResult | None:
+    """The files of one edition, and its metrics if there are judgements."""
+    submission = build_submission(cfg)
+    run = write_run(folder / RUN_FILE, _ranked(ids, names, scores_QV, submission.depth), submission)
+    result = evaluate_run(run, qrels) if qrels else None
+    if result is not None:
+        (folder / "perf.txt").write_text(perf_text(result, prefix="1"), encoding="utf-8")
+    if cfg.save_similarity:
+        np.save(folder / "similarity.npy", scores_QV)
+        (folder / "topics.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
+        (folder / "videos.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    return result
 
 
 def score_topics(model: RetrievalModule, text: TextEmbedding, video: VideoEmbedding, names: list[str]) -> np.ndarray:
@@ -120,7 +159,7 @@ def score_topics(model: RetrievalModule, text: TextEmbedding, video: VideoEmbedd
     Raises:
         UserError: a score is not a number.
     """
-    score = model.scorer(text, video)
+    score = model.topic_scorer(text, video)
     scores_QV = torch.empty(len(text), len(video))
     for row in range(0, len(text), TOPICS):
         rows = slice(row, row + TOPICS)
@@ -147,12 +186,23 @@ def _ranked(
 
 
 def write_outcome(
-    writer: ResultWriter, datamodule: RetrievalDataModule, results: dict[str, SearchResult | None], num_shots: int
+    writer: ResultWriter,
+    datamodule: RetrievalDataModule,
+    found: Mapping[str, tuple[SearchResult | None, Edition]],
+    about: Mapping[str, object],
 ) -> None:
-    """Write metrics.json and print the table and what was excluded."""
-    known = {**writer.protocol(datamodule), "num_videos": num_shots, "num_captions": None, "captions_per_video": None}
+    """Write metrics.json and the report, and print the table and what was excluded.
+
+    Args:
+        writer: the run.
+        datamodule: what was searched.
+        found: what `search` returned.
+        about: what else belongs into the protocol.
+    """
+    results = {edition: result for edition, (result, _) in found.items()}
+    known = {**writer.protocol(datamodule), "num_captions": None, "captions_per_video": None, **about}
     judged = {edition: len(result.topics) if result else 0 for edition, result in results.items()}
-    protocol = {key: known.get(key) for key in PROTOCOL_KEYS} | {"judged_topics": judged}
+    protocol = {key: known.get(key) for key in PROTOCOL_KEYS} | {"judged_topics": judged, "search": about.get("search")}
     problems = datamodule.problems
     content = {
         "protocol": protocol,
@@ -162,6 +212,8 @@ def write_outcome(
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     (writer.run_dir / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    editions_table(protocol_line(protocol), results).print()
+    table = editions_table(protocol_line(protocol), results)
+    page = write_topic_page(writer.run_dir, [edition for _, edition in found.values()], table, protocol, problems)
+    table.print()
     print_problems(problems)
-    sys.stdout.write(f"run files: {writer.run_dir / 'topics'}\n")
+    sys.stdout.write(f"run files: {writer.run_dir / 'topics'}\nreport: {page}\n")

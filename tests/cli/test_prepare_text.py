@@ -54,7 +54,7 @@ def test_vocabulary_and_concepts_of_own_data(cli: Cli, tmp_path: Path) -> None:
     rows, _ = store.rows(["a.mp4", "b.mp4"])
     assert rows.tolist() == [[0, 1], [1, 0]]
     assert dict(store.missing) == {"c.mp4": "no labels"}
-    assert "train with model.num_concepts=2 experts.concepts.dim=2" in outcome.out
+    assert "train with model.num_concepts=2\n" in outcome.out
 
     tags = f"task.tags_dir={written}/tags"
     again = cli(*base, "prepare=concepts", "num_concepts=2", tags, name="again", tiny=False).succeeded()

@@ -67,3 +67,13 @@ def test_resuming_with_another_batch_size_is_refused(cli: Callable[..., Any]) ->
     cli("trainer.max_epochs=1").succeeded()
     message = cli("trainer.max_epochs=2", "ckpt_path=last", "dataset.batch_size=4").failed_with(2)
     assert "batch_size" in message
+
+
+def test_a_new_run_starts_from_given_weights(cli: Callable[..., Any], tmp_path: Path) -> None:
+    cli("trainer.max_epochs=1", name="first").succeeded()
+    start = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    unchanged = ("optimizer.lr=0.0", "optimizer.weight_decay=0.0", "scheduler=none")
+    cli("trainer.max_epochs=1", "seed=1", f"task.weights={start}", *unchanged, name="second").succeeded()
+    assert_equal(weights(tmp_path / "second"), weights(tmp_path / "first"))
+    message = cli("model=clip4clip", f"task.weights={start}", name="other").failed_with(2)
+    assert "last.ckpt" in message

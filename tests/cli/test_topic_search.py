@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +17,20 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 
 from src.batch import ExpertSpec, InputSpec, TextBatch, TextEmbedding, VideoBatch, VideoEmbedding
+from src.config import compose
 from src.data.annotation import Judgement
 from src.data.benchmarks.avs import AvsDataModule
 from src.data.features.writer import StoreWriter
 from src.data.splits import SplitSpec
 from src.errors import UserError
-from src.metrics.infap import evaluate_run
+from src.metrics.infap import SearchResult, evaluate_run
 from src.models.base import RetrievalModule, Similarity
 from src.models.vocabulary import VocabularyTokenizer
 from src.reports.trecvid import read_run
-from src.tasks import topic_search
+from src.tasks import prepare, topic_search
 from src.tasks.build import quiet
 from src.tasks.outcome import ResultWriter, optimized_value
+from src.tasks.score import score_run
 
 Cli = Callable[..., Any]
 SPLITS = Path(__file__).resolve().parents[2] / "conf" / "split"
@@ -44,12 +47,14 @@ class WordModel(RetrievalModule):
         self.tokenizer = VocabularyTokenizer(WORDS)
         self.galleries: list[tuple[int, int]] = []
         self.encoded = 0
+        self.text_batches: list[tuple[list[int], int, int]] = []
 
     @property
     def input_spec(self) -> InputSpec:
         return InputSpec(self.tokenizer, experts=(ExpertSpec("words", len(WORDS)),))
 
     def encode_text(self, batch: TextBatch) -> TextEmbedding:
+        self.text_batches.append((batch.ids.tolist(), batch.tokens_BL.shape[1], int(batch.mask_BL.sum(1).max())))
         bag = self.tokenizer.bag_of_words(batch.tokens_BL)
         return TextEmbedding(batch.ids, {"x": bag}, video_ids=batch.video_ids)
 
@@ -158,15 +163,25 @@ def test_run_files_and_metrics_of_every_edition(searched: dict[str, Any]) -> Non
     assert metrics["topics"]["tv18"] == result.to_json()
     assert 0 < result.all["infAP"] < 1
     perf = (run / "topics" / "tv18" / "perf.txt").read_text()
-    assert f"infAP\t\t1562\t\t{result.topics['562']['infAP']:.4f}\n" in perf
+    assert f"infAP\t\t1562\t\t{perf_value(result, '562')}\n" in perf
+    page = (run / "report" / "index.html").read_text()
+    assert all(text in page for text in ("rain, and a dog", "Find shots of a cat", perf_value(result, "562")))
     printed = searched["out"]
     assert "tv16: no judgements, run files only" in printed
     assert f"{result.all['infAP']:.4f}" in printed
 
 
+def perf_value(result: SearchResult, topic: str) -> str:
+    return f"{result.topics[topic]['infAP']:.4f}"
+
+
 def test_shots_are_encoded_once_and_editions_scored_apart(searched: dict[str, Any]) -> None:
     assert searched["model"].encoded == NUM_SHOTS
     assert searched["model"].galleries == [(1, NUM_SHOTS), (2, NUM_SHOTS)]
+    batches = searched["model"].text_batches
+    assert [ids for ids, _, _ in batches] == [[0], [1, 2]]
+    assert all(padded == longest for _, padded, longest in batches)
+    assert len({padded for _, padded, _ in batches}) == 2, "else this test says nothing of the padding"
 
 
 def test_a_sweep_can_follow_infap(searched: dict[str, Any]) -> None:
@@ -205,46 +220,74 @@ def test_topics_have_no_precomputed_text_features(tmp_path: Path) -> None:
         datamodule.search_dataloaders()
 
 
+FRAMES = "resnext101_resnet152"
 SMALL = (
-    *("model=dual_encoding", "model.space=latent", "model.text_rnn_size=4", "model.visual_rnn_size=4"),
-    *("model.text_kernel_num=4", "model.visual_kernel_num=4", "model.word_dim=4", "model.embed_dim=8"),
-    *("optimizer=adam", "scheduler=none", "trainer=cpu", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"),
+    *("model.text_rnn_size=4", "model.visual_rnn_size=4", "model.text_kernel_num=4", "model.visual_kernel_num=4"),
+    *("model.word_dim=4", "model.embed_dim=8", "model.num_concepts=3", "model.word_vectors=null"),
+    *("trainer=cpu", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"),
 )
 
 
 def avs_overrides(tmp_path: Path) -> list[str]:
-    """The command line of an ad-hoc search on the made folder, with a small model."""
-    write_avs(tmp_path / "avs", judged=("tv16", "tv18"))
+    """The command line of the published recipe on the made folders, with a small model."""
+    write_avs(tmp_path / "root", judged=("tv16", "tv18"))
     ids = [f"{name}{n}" for name in ("tgif-msrvtt10k", "tv2016train") for n in range(8)]
     rng = np.random.default_rng(1)
-    frames = {i: rng.random((3, len(WORDS)), dtype=np.float32) for i in ids}
+    frames = {video_id: rng.random((2 + n % 3, len(WORDS)), dtype=np.float32) for n, video_id in enumerate(ids)}
     store = write_store(tmp_path / "frames", {**frames, **shots()})
-    (tmp_path / "vocabulary.json").write_text(json.dumps({"words": [*WORDS, "a", "and"]}))
-    return [
-        *("dataset=avs", f"dataset.rootpath={tmp_path}/avs", "dataset.editions=[tv16,tv18]", "~split.expected"),
-        *("dataset.num_workers=0", "dataset.batch_size=4", f"dataset.cache_dir={tmp_path}/cache"),
-        *("experts=resnet152", f"experts.resnet152.dim={len(WORDS)}", f"experts.resnet152.path={store}"),
-        *(*SMALL, f"model.vocabulary={tmp_path}/vocabulary.json"),
+    words = [
+        *("experiment=dual_encoding_avs", f"paths.data_dir={tmp_path}", f"dataset.rootpath={tmp_path}/root"),
+        *("dataset.editions=[tv16,tv18]", "~split.expected", "dataset.num_workers=0", "dataset.batch_size=4"),
+        *("dataset.eval_batch_size=4", f"experts.{FRAMES}.dim={len(WORDS)}", f"experts.{FRAMES}.path={store}"),
+        *("experts.concepts.dim=3", *SMALL),
     ]
+    options = ("task.steps=[vocabulary,concepts]", "task.min_count=1", "task.tagger=wordnet")
+    (values,) = compose.preflight(compose.parse(["task=prepare", *words, *options]))
+    prepare.run(OmegaConf.create(values))
+    return words
 
 
-def test_train_search_evaluate_and_score_by_command(cli: Cli, tmp_path: Path) -> None:
+def run_file(path: Path) -> tuple[list[list[str]], list[float]]:
+    """Topic and shots of each line of a score file, and all its scores."""
+    lines = [line.split() for line in path.read_text().splitlines()]
+    return [[fields[0], *fields[1::2]] for fields in lines], [float(s) for fields in lines for s in fields[2::2]]
+
+
+def test_the_published_recipe_trains_searches_and_is_searched_again_by_two_processes(cli: Cli, tmp_path: Path) -> None:
     words = avs_overrides(tmp_path)
     fitted = cli(*words, "task=fit", name="fit", tiny=False).succeeded()
     assert "tv18       2" in fitted.out
+    with (tmp_path / "fit" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert 0 <= float(row["val/SumR"]) <= 600  # of tv2016train
     best = f"ckpt_path={tmp_path}/fit/checkpoints/best.ckpt"
     asked = ("task=evaluate", best, "task.submission.team=ME", "~split.parts.train", "~split.parts.val")
-    cli(*words, *asked, name="evaluate", tiny=False).succeeded()
+    two = cli(*words, *asked, "trainer=ddp_cpu", name="evaluate", tiny=False).succeeded()
+    assert two.out.count("report: ") == 1
     fit, evaluated = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("fit", "evaluate"))
     assert evaluated["topics"] == fit["topics"]
+    assert evaluated["protocol"]["num_videos"] == NUM_SHOTS
     assert evaluated["protocol"]["judged_topics"] == {"tv16": 1, "tv18": 2}
+    for outcome in (fitted, two):  # validation: 0.6 and jaccard
+        assert "search 0.8 latent cosine + 0.2 concepts cosine" in outcome.out
+    for edition in TOPICS:
+        path = Path("topics") / edition / "id.sent.score.txt"
+        (order, scores), (expected_order, expected) = (run_file(tmp_path / n / path) for n in ("evaluate", "fit"))
+        assert order == expected_order
+        np.testing.assert_allclose(scores, expected, atol=1e-6)
     run = tmp_path / "evaluate" / "topics" / "tv18" / "id.sent.score.txt"
     assert Path(f"{run}.treceval").read_text().splitlines()[0].endswith(" 1 9999 ME")
-    qrels = tmp_path / "avs" / "iacc.3" / "TextData" / "avs.qrels.tv18"
-    scored = cli("task=score", f"run_file={run}.xml", f"qrels={qrels}", name="score", tiny=False).succeeded()
-    infap = f"{evaluated['topics']['tv18']['all']['infAP']:.4f}"
-    assert any(line.split()[:2] == ["all", infap] for line in scored.out.splitlines())
-    assert (tmp_path / "score" / "perf.txt").read_text() == run.with_name("perf.txt").read_text()
+    score_anew(tmp_path, run, evaluated["topics"]["tv18"]["all"]["infAP"])
+
+
+def score_anew(tmp_path: Path, run: Path, infap: float) -> None:
+    """task=score of each written file gives the evaluation of the search, and a page."""
+    qrels = tmp_path / "root" / "iacc.3" / "TextData" / "avs.qrels.tv18"
+    for suffix in ("", ".xml", ".treceval"):
+        folder = tmp_path / f"score{suffix}"
+        assert score_run(Path(f"{run}{suffix}"), qrels, folder) == infap
+        assert (folder / "perf.txt").read_text() == run.with_name("perf.txt").read_text()
+        assert "1561" in (folder / "report" / "index.html").read_text()
 
 
 def test_training_without_the_gallery(cli: Cli, tmp_path: Path) -> None:

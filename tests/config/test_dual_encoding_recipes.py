@@ -55,6 +55,12 @@ def test_the_spaces_are_those_of_the_paper(name: str) -> None:
     assert {e["max_steps"] for key, e in values["experts"].items() if key != "concepts"} == {64}
 
 
+def test_topics_are_searched_with_the_published_weights() -> None:
+    model = recipe("avs")["model"]
+    assert (model["alpha"], model["measure"], model["measure_2"]) == (0.6, "cosine", "jaccard")  # validation
+    assert (model["topic_alpha"], model["topic_measure_2"]) == (0.8, "cosine")
+
+
 def test_the_older_paper_has_one_space_and_other_sizes() -> None:
     model = recipe("msvd")["model"]
     assert (model["space"], model["visual_rnn_size"], model["embed_dim"]) == ("latent", 1024, 2048)

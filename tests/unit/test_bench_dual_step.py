@@ -6,6 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from src.config.validate import CONF
 from src.tasks import bench_dual_step as bench
 
 
@@ -17,9 +18,25 @@ def test_both_paddings_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_step", lambda model, *rest: (seen.append(model), step(model, *rest)))
     found = bench.bench_dual_step(OmegaConf.create({"seed": 0, "task": {"dual_batch": 3, "dual_steps": 2}}))
     assert [model.video_encoder.masked for model in seen] == [False, True] * 3
-    assert (found["batch"], found["padded frames"]) == (3, 6)
-    assert 2 < found["frames"] < 6
+    assert (found["batch"], found["frame dim"], found["frames, most"], found["tokens, most"]) == (3, 8, 6, 20)
+    assert 2 <= found["frames, least"] < found["frames, mean"] < 6
+    assert 3 <= found["tokens, least"] < found["tokens, mean"] < 20
     assert found["masked / upstream"] == pytest.approx(found["masked samples/s"] / found["upstream samples/s"])
+
+
+def test_the_batch_is_the_published_one() -> None:
+    assert OmegaConf.load(CONF / "task" / "bench.yaml").dual_batch == 128
+    assert (bench.DIM, bench.WORDS, bench.CONCEPTS, bench.FRAMES) == (4096, 7807, 512, (10, 64))
+    lengths_N = bench._mask(5000, bench.FRAMES, torch.Generator().manual_seed(0)).sum(1)
+    assert (int(lengths_N.min()), int(lengths_N.max())) == bench.FRAMES
+    assert float(lengths_N.double().mean()) == pytest.approx(37, abs=1)
+    tokens_N = bench._mask(5000, bench.TOKENS, torch.Generator().manual_seed(0)).sum(1)
+    assert float(tokens_N.double().mean()) == pytest.approx(bench.MSRVTT_TOKENS, abs=0.5)
+
+
+def test_the_bench_says_which_lengths_it_used() -> None:
+    lengths_B = torch.tensor([3, 5, 10])
+    assert bench._lengths("tokens", lengths_B) == {"tokens, least": 3, "tokens, mean": 6, "tokens, most": 10}
 
 
 def test_products_are_counted_as_the_layers_do_them(monkeypatch: pytest.MonkeyPatch) -> None:

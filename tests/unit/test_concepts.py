@@ -229,7 +229,7 @@ def test_store_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 
 def configured(**task: object) -> DictConfig:
-    keys = {"download": False, "steps": ["frames"], "prepare": None, "num_concepts": None, "tag_threshold": 1}
+    keys = {"download": False, "steps": None, "prepare": None, "num_concepts": None, "tag_threshold": 1}
     keys |= {"lemmatise": True, "tagger": "nltk", "wordnet": None, "tags_dir": None, "min_count": 5}
     return OmegaConf.create({"task": keys | task, "model": {}})
 

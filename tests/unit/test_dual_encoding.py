@@ -15,7 +15,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from src.batch import TextBatch, VideoBatch
@@ -32,14 +31,7 @@ from src.models.recurrent import Layout, RecurrentEncoder
 from src.models.vocabulary import SPECIAL
 from src.models.weights import read_state_dict
 from src.tasks import convert
-
-WORDS = ("dog", "runs", "car", "red", "two")
-SMALL: dict[str, Any] = {
-    **{"text_rnn_size": 3, "visual_rnn_size": 4, "text_kernel_num": 2, "visual_kernel_num": 3},
-    **{"word_dim": 6, "embed_dim": 7, "num_concepts": 5},
-}
-FRAMES = {"frames": {"dim": 8, "temporal": True, "max_steps": 64}}
-CONCEPTS = {"concepts": {"dim": 5}}
+from tests.tiny_dual import CONCEPTS, FRAMES, SMALL, WORDS, make, texts, videos
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +39,6 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("vocabulary") / "vocabulary.json"
     path.write_text(json.dumps({"words": WORDS}))
     return str(path)
-
-
-def make(vocabulary: str, experts: dict[str, Any] | None = None, **options: Any) -> DualEncoding:
-    torch.manual_seed(0)
-    return DualEncoding(vocabulary=vocabulary, experts=experts or FRAMES | CONCEPTS, **(SMALL | options))
-
-
-def texts(model: DualEncoding, captions: list[str]) -> TextBatch:
-    tokens_BL, mask_BL = model.tokenizer(captions)
-    ids = torch.arange(len(captions))
-    return TextBatch(tokens_BL, mask_BL, ids, ids)
-
-
-def videos(lengths: list[int], dim: int = 8, seed: int = 0) -> VideoBatch:
-    generator = torch.Generator().manual_seed(seed)
-    mask_BT = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    x_BTD = torch.randn(len(lengths), max(lengths), dim, generator=generator) * mask_BT[..., None]
-    features = {
-        "frames": x_BTD,
-        "frames" + MEAN: x_BTD.sum(1) / mask_BT.sum(1, keepdim=True).clamp_min(1),
-        "concepts": torch.rand(len(lengths), 5, generator=generator),
-    }
-    return VideoBatch(torch.arange(len(lengths)), features=features, feature_masks={"frames": mask_BT})
 
 
 def encoder(packed: bool, masked: bool, pool: Any) -> RecurrentEncoder:
@@ -348,21 +317,18 @@ def config(vocabulary: str, folder: Path, **task: Any) -> Any:
     return OmegaConf.create({"task": options, "paths": {"run_dir": str(folder)}, "model": model})
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_convert_there_and_back(vocabulary: str, tmp_path: Path, zipped: bool) -> None:
+def test_a_model_of_ours_becomes_a_published_file(vocabulary: str, tmp_path: Path) -> None:
     state = make(vocabulary).state_dict()
-    source, ours, back = (tmp_path / name for name in ("model_best.pth.tar", "ours.safetensors", "back.pth.tar"))
-    content = {"model": published_layout(to_upstream(state)), "opt": argparse.Namespace(space="hybrid"), "epoch": 3}
-    torch.save(content, source, _use_new_zipfile_serialization=zipped)
-    convert.run(config(vocabulary, tmp_path, source=str(source), output=str(ours)))
-    assert all(torch.equal(value, state[name]) for name, value in load_file(ours).items())
-    convert.run(config(vocabulary, tmp_path, source=str(ours), output=str(back), format="upstream"))
+    source, back = tmp_path / "best.ckpt", tmp_path / "back.pth.tar"
+    torch.save({"state_dict": state}, source)
+    convert.run(config(vocabulary, tmp_path, source=str(source), output=str(back), format="upstream"))
     with torch.serialization.safe_globals([argparse.Namespace]):
         exported = torch.load(back, weights_only=True)
-    for got, want in zip(exported["model"], content["model"], strict=True):
+    for got, want in zip(exported["model"], published_layout(to_upstream(state)), strict=True):
         assert got.keys() == want.keys()
         assert all(torch.equal(got[name], want[name]) for name in want)
     assert exported["opt"].visual_feat_dim == 8
+    assert exported["opt"].model == "dual_encoding_hybrid"
     assert not hasattr(exported["opt"], "vocabulary"), "no paths of this machine"
     assert exported["opt"].text_mapping_layers == [2 * 3 + 3 * 2 + 5, 7]
     assert {"epoch", "model", "best_rsum", "opt", "Eiters"} == exported.keys()

@@ -174,7 +174,7 @@ def check_train_steps(case: Case) -> None:
     rounding decides. So the steps are run from several starts that differ by as much as float32 rounds; where these
     runs differ, the golden value has to lie among them, everywhere else it has to be met to the usual tolerance.
     """
-    runs = [train_steps(case, seed) for seed in range(8)]
+    runs = [train_steps(case, seed) for seed in range(24)]
     wanted = {n: v for n, v in case.tensors.items() if n.startswith(("out/", "grad/")) and v.is_floating_point()}
     assert {n for n in runs[0] if n.startswith("out/") and runs[0][n].is_floating_point()} == {
         n for n in wanted if n.startswith("out/")
@@ -191,7 +191,7 @@ def check_train_steps(case: Case) -> None:
         decided += int((greatest - least < GRADIENT_RTOL * scale).sum())
         if "step0" in name:
             assert_close(found[0], expected, GRADIENT_RTOL, name, floor=scale)
-    assert decided > 0.75 * entries, f"only {decided} of {entries} entries do not hang on rounding"
+    assert decided > 0.7 * entries, f"only {decided} of {entries} entries do not hang on rounding"
     for name, counter in case.group("out/after").items():
         if not counter.is_floating_point():
             assert torch.equal(runs[0][f"out/after/{name}"], counter), name
