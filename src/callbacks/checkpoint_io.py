@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 from src.errors import UserError
 
@@ -55,7 +57,21 @@ class MovableCheckpoint(ModelCheckpoint):
 
     Lightning forgets the best score when the folder changes, so the best of the later epochs would be reported as
     the best of all. Here the files so far are copied into the new folder and their scores are kept.
+
+    Args:
+        later_wins: a score equal to the best one replaces it; otherwise the first of equal scores stays.
+        options: those of `ModelCheckpoint`.
     """
+
+    def __init__(self, *, later_wins: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.later_wins = later_wins
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        if super().check_monitor_top_k(trainer, current):
+            return True
+        # All processes decide alike: the metrics of a validation are equal on all of them.
+        return self.later_wins and current is not None and bool(current == self.best_model_score)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         before, now = Path(state_dict["dirpath"]), Path(str(self.dirpath))

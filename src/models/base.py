@@ -23,12 +23,14 @@ from src.batch import (
     Embedding,
     InputSpec,
     PairBatch,
+    TeacherScores,
     TextBatch,
     TextEmbedding,
     VideoBatch,
     VideoEmbedding,
 )
 from src.errors import UserError
+from src.losses.distillation import Distillation
 from src.losses.infonce import SymmetricInfoNCE
 from src.metrics.retrieval import RetrievalResult, evaluate
 
@@ -46,8 +48,8 @@ class OptimizerFactory(Protocol):
 class SchedulerFactory(Protocol):
     """Builds the learning-rate schedule, or None for a constant rate (`src.optim`).
 
-    Schedules advance by steps; one with the attribute `monitor` advances once per epoch, after the validation, and is
-    told that metric.
+    Schedules advance by steps; one whose attribute `every` is "epoch" advances once per epoch, after the validation,
+    and is told the metric that its attribute `monitor` names, where it has one.
     """
 
     def build(self, optimizer: Optimizer, total_steps: int) -> LRScheduler | None: ...
@@ -64,6 +66,9 @@ class RetrievalModule(LightningModule, ABC):
 
     similarity_is_pairwise = False
     """True when `similarity` runs trained layers on every (text, video) pair, so that it needs small blocks."""
+
+    distillation = Distillation()
+    """Added to the loss where batches come with teachers (`InputSpec.teachers`)."""
 
     def __init__(self, gather: Literal["exact", "upstream"] = "exact", same_video_positives: bool = False) -> None:
         super().__init__()
@@ -104,6 +109,19 @@ class RetrievalModule(LightningModule, ABC):
         """
         return self.similarity
 
+    def bank_scorer(self, text: TextEmbedding, video: VideoEmbedding) -> Similarity:
+        """As `scorer`, for captions of another part, whose ids mean other captions (`src.metrics.qb_norm`)."""
+        return self.scorer(text, video)
+
+    def topic_scorer(self, text: TextEmbedding, video: VideoEmbedding) -> Similarity:
+        """As `scorer`, of a search by topics: some models are published with another score for it."""
+        return self.scorer(text, video)
+
+    @property
+    def topic_score_words(self) -> str:
+        """What `topic_scorer` weighs and how, for the protocol; empty where it is all that the model can do."""
+        return ""
+
     def loss(self, text: TextEmbedding, video: VideoEmbedding) -> dict[str, Tensor]:
         """Training loss of this process's rows; "loss" is minimised, other entries are logged."""
         return {"loss": self.contrastive(self.similarity, text, video)}
@@ -138,18 +156,21 @@ class RetrievalModule(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        if not hasattr(scheduler, "monitor"):
+        if not _is_by_epoch(scheduler):
             super().lr_scheduler_step(scheduler, metric)
 
     def on_train_epoch_end(self) -> None:
-        """Schedules that follow a metric advance here: after the validation, and before the checkpoint is written.
+        """Schedules by epochs advance here: after the validation, and before the checkpoint is written.
 
         Lightning does it after the checkpoint and not again on resuming, so a resumed run would miss one epoch.
         """
         for config in self.trainer.lr_scheduler_configs:
             scheduler: Any = config.scheduler
+            if not _is_by_epoch(scheduler):
+                continue
             monitor = getattr(scheduler, "monitor", None)
             if monitor is None:
+                scheduler.step()
                 continue
             if monitor not in self.trainer.callback_metrics:
                 known = ", ".join(name for name in self.trainer.callback_metrics if name.startswith("val/")) or "none"
@@ -173,7 +194,7 @@ class RetrievalModule(LightningModule, ABC):
             video = video[batch.rows]
         # Normalisation, logits and log-sum-exp stay in float32 whatever the trainer's precision.
         with torch.autocast(self.device.type, enabled=False):
-            losses = self.loss(_as_float32(text), _as_float32(video))
+            losses = self._losses(_as_float32(text), _as_float32(video), batch.teachers)
         if not torch.isfinite(losses["loss"]):
             raise UserError(
                 f"the loss became {losses['loss'].item()} at epoch {self.current_epoch}, batch {batch_idx} "
@@ -183,6 +204,13 @@ class RetrievalModule(LightningModule, ABC):
         for name, value in losses.items():
             self.log(f"train/{name}", value, on_step=True, on_epoch=True, batch_size=len(batch), sync_dist=True)
         return losses["loss"]
+
+    def _losses(self, text: TextEmbedding, video: VideoEmbedding, teachers: TeacherScores | None) -> dict[str, Tensor]:
+        losses = self.loss(text, video)
+        if teachers is None:
+            return losses
+        distance = self.distillation(self.similarity, text, video, teachers)
+        return {**losses, "loss": losses["loss"] + distance, "ranking": losses["loss"], "distillation": distance}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -205,8 +233,15 @@ class RetrievalModule(LightningModule, ABC):
     def _collect(self, batch: TextBatch | VideoBatch) -> None:
         if len(batch) == 0:  # every video of the batch was unreadable
             return
-        embedding = self.encode_text(batch) if isinstance(batch, TextBatch) else self.encode_video(batch)
+        embedding = self.encode_queries(batch) if isinstance(batch, TextBatch) else self.encode_video(batch)
         self._collected[type(embedding)].append(_as_float32(embedding))
+
+    def encode_queries(self, batch: TextBatch) -> TextEmbedding:
+        """Captions to rank by, without those of which the model knows nothing: neither words nor a feature."""
+        text = self.encode_text(batch)
+        if batch.present_BE is None or batch.tokens_BL.shape[1]:
+            return text
+        return text[batch.present_BE.any(dim=1)]
 
     def collected(self, stage: Stage) -> tuple[TextEmbedding, VideoEmbedding]:
         """What all processes encoded since the last call, ordered by id.
@@ -215,8 +250,8 @@ class RetrievalModule(LightningModule, ABC):
             UserError: there is no caption or no readable video.
         """
         pieces, self._collected = self._collected, {TextEmbedding: [], VideoEmbedding: []}
-        text = _gather(pieces[TextEmbedding])
-        video = _gather(pieces[VideoEmbedding])
+        text = gather_items(pieces[TextEmbedding])
+        video = gather_items(pieces[VideoEmbedding])
         if text is None or video is None:
             raise UserError(
                 f"the {stage} part has {0 if text is None else len(text)} captions and "
@@ -235,16 +270,21 @@ class RetrievalModule(LightningModule, ABC):
         self.log_dict(result.scalars(stage), sync_dist=True)  # equal on all processes
 
 
+def _is_by_epoch(scheduler: Any) -> bool:
+    return getattr(scheduler, "every", "step") == "epoch"
+
+
 def _as_float32(embedding: Embedding) -> Any:
     return embedding.map(lambda t: t.float() if t.is_floating_point() else t)
 
 
-def _gather(pieces: list[Embedding]) -> Any:
-    """All processes' embeddings, without duplicates, ordered by id; None when there are none.
+def gather_items(pieces: list[Embedding]) -> Any:
+    """All processes' embeddings, without duplicates, ordered by id; None when there are none. Empties the list.
 
     Sizes differ between processes (shards are not padded), hence objects rather than tensors travel.
     """
     local = type(pieces[0]).cat(pieces) if pieces else None
+    pieces.clear()  # of all captions of a benchmark they are gigabytes
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         everyone: list[Embedding | None] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, local.to("cpu") if local is not None else None)
@@ -253,6 +293,8 @@ def _gather(pieces: list[Embedding]) -> Any:
         local = type(present[0]).cat(present).to(device) if present else None
     if local is None:
         return None
+    if bool((local.ids[1:] > local.ids[:-1]).all()):  # as one process encodes them: no need for a copy
+        return local
     order = torch.argsort(local.ids, stable=True)
     ids = local.ids[order]
     first = torch.ones_like(ids, dtype=torch.bool)

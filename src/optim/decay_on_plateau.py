@@ -27,6 +27,8 @@ class DecayOnPlateau(LRScheduler):
     Source: danieljf24/hybrid_space@b934eff trainer.main.
     """
 
+    every = "epoch"
+
     def __init__(
         self,
         optimizer: Optimizer,

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from src.errors import UserError
 from src.optim.bert_adam import BertAdam
 from src.optim.groups import parameter_groups, read_rules
+from src.optim.ranger import RAdam, Ranger
 
 
 @dataclass(frozen=True)
@@ -124,3 +126,63 @@ class RMSpropFactory:
         """`total_steps` is not used: the schedule is the scheduler's."""
         groups = parameter_groups(named_parameters, self.lr, self.weight_decay, read_rules(self.rules))
         return torch.optim.RMSprop(groups, lr=self.lr, alpha=self.alpha, eps=self.eps, momentum=self.momentum)
+
+
+@dataclass(frozen=True)
+class RAdamFactory:
+    """RAdam with decoupled decay; see `RAdam`.
+
+    Attributes:
+        lr: base learning rate.
+        weight_decay: base weight decay.
+        betas: β₁, β₂.
+        eps: ε, outside the root.
+        rules: parameter groups; see `GroupRule`.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
+    betas: Sequence[float] = (0.9, 0.999)
+    eps: float = 1e-8
+    rules: Sequence[Mapping[str, Any]] = ()
+
+    def build(self, named_parameters: Iterable[tuple[str, Tensor]], total_steps: int) -> Optimizer:
+        """`total_steps` is not used: the schedule is the scheduler's."""
+        groups = parameter_groups(named_parameters, self.lr, self.weight_decay, read_rules(self.rules))
+        beta1, beta2 = self.betas
+        return RAdam(groups, self.lr, betas=(beta1, beta2), eps=self.eps)
+
+
+@dataclass(frozen=True)
+class RangerFactory:
+    """RAdam with Lookahead; see `Ranger`.
+
+    Attributes:
+        lr: base learning rate.
+        weight_decay: base weight decay.
+        betas: β₁, β₂.
+        eps: ε, outside the root.
+        k: steps between two updates of the slow weights, at least 1.
+        alpha: how far these follow, above 0 and at most 1; 1 is RAdam.
+        rules: parameter groups; see `GroupRule`.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
+    betas: Sequence[float] = (0.95, 0.999)
+    eps: float = 1e-5
+    k: int = 6
+    alpha: float = 0.5
+    rules: Sequence[Mapping[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise UserError(f"optimizer.k={self.k}, expected a number of steps, 1 or more")
+        if not 0 < self.alpha <= 1:
+            raise UserError(f"optimizer.alpha={self.alpha}, expected a fraction above 0 and at most 1")
+
+    def build(self, named_parameters: Iterable[tuple[str, Tensor]], total_steps: int) -> Optimizer:
+        """`total_steps` is not used: the schedule is the scheduler's."""
+        groups = parameter_groups(named_parameters, self.lr, self.weight_decay, read_rules(self.rules))
+        beta1, beta2 = self.betas
+        return Ranger(groups, self.lr, betas=(beta1, beta2), eps=self.eps, k=self.k, alpha=self.alpha)
