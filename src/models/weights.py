@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from src.errors import UserError
+from src.models.stand_ins import stand_ins
 
+METADATA = "videotext"
+"""Name of our entry in the metadata of a safetensors file."""
 # Scalars that the TorchScript archives of OpenAI carry beside the weights.
 ARCHIVE_SCALARS = ("input_resolution", "context_length", "vocab_size")
 
@@ -35,24 +38,48 @@ def read_state_dict(path: str | Path, trust: bool = False) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, damaged, holds no tensors, or would need `trust`.
     """
+    return read_weights(path, trust)[0]
+
+
+def read_weights(path: str | Path, trust: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """As `read_state_dict`, and what else the file holds beside the tensors, by name."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no weight file at {path}, expected .safetensors, .pt, .bin or .ckpt; check the path")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return read_safetensors(path)
         except SafetensorError as error:
             raise UserError(f"{path} is not a readable safetensors file ({error}); fetch or convert it again") from None
     content = _read_archive(path) if _is_torchscript(path) else _read_pickle(path, trust)
+    rest: dict[str, Any] = {}
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        rest = {str(name): value for name, value in content.items() if name != "state_dict"}
         content = content["state_dict"]
     if isinstance(content, Mapping) and isinstance(content.get("model"), list):
+        rest |= {str(name): value for name, value in content.items() if name != "model"}
         parts = [part for part in content["model"] if isinstance(part, Mapping)]
         content = {f"{index}.{name}": value for index, part in enumerate(parts) for name, value in part.items()}
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
         raise UserError(f"{path} holds no tensors (found {type(content).__name__}), expected a state dict")
-    return tensors
+    return tensors, rest
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and what `metadata_of` wrote beside them.
+
+    Raises:
+        SafetensorError: no such file.
+    """
+    with safe_open(path, "pt") as file:
+        rest = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+        return {name: file.get_tensor(name) for name in file.keys()}, rest  # noqa: SIM118 no mapping
+
+
+def metadata_of(rest: Mapping[str, Any]) -> dict[str, str]:
+    """Plain values as the metadata of a safetensors file, which holds texts only."""
+    return {METADATA: json.dumps(rest, ensure_ascii=False)}
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -75,8 +102,7 @@ def _read_archive(path: Path) -> Mapping[str, Any]:
 def _read_pickle(path: Path, trust: bool) -> Any:
     try:
         try:
-            # Options that many trainers save beside the weights: a class that only holds values.
-            with torch.serialization.safe_globals([argparse.Namespace]):
+            with torch.serialization.safe_globals(stand_ins()):
                 return torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, UnicodeDecodeError):
             if not trust:  # trust is for the files that the restricted reader refuses, and only for them
@@ -87,11 +113,17 @@ def _read_pickle(path: Path, trust: bool) -> Any:
         if trust:
             raise UserError(f"{path} cannot be read ({_first_line(error)}); fetch it again") from None
         raise UserError(
-            f"{path} holds more than tensors ({_first_line(error)}); reading it could run foreign code: "
+            f"{path} holds more than tensors ({_asked_for(error)}); reading it could run foreign code: "
             "if you trust its source, convert it once with task=convert task.trust=true"
         ) from None
-    except (RuntimeError, EOFError, ValueError) as error:
+    except (RuntimeError, EOFError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise UserError(f"{path} is not a readable weight file ({_first_line(error)}); fetch it again") from None
+
+
+def _asked_for(error: Exception) -> str:
+    """The class or function that the restricted reader refused, or the first line of its message."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f"it asks for {found[1]}" if found else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
