@@ -87,9 +87,20 @@ class RetrievalResult:
         return {**sides, f"{prefix}/SumR": self.sum_r, f"{prefix}/SumAP": self.sum_ap}
 
 
+def within(ranks: np.ndarray, k: int) -> np.ndarray:
+    """Which ranks (counted from 1) count for recall at k.
+
+    Whole ranks leave no choice; the average rule has halves. Those between k and k + 1 count for k > 1 but not for
+    k = 1, since that is how results with averaged ties were published.
+
+    Source: collaborative-experts @ 7eb3b9d, `model/metric.py`: rank 0 for R@1, below k for the others, from 0.
+    """
+    return ranks <= 1 if k == 1 else ranks < k + 1
+
+
 def rank_metrics(ranks: np.ndarray, average_precision: np.ndarray) -> dict[str, float]:
     """The metrics of one direction from ranks (counted from 1) and the average precision of each query."""
-    recalls = {f"R{k}": 100 * float(np.count_nonzero(ranks <= k)) / len(ranks) for k in RECALLS}
+    recalls = {f"R{k}": 100 * float(np.count_nonzero(within(ranks, k))) / len(ranks) for k in RECALLS}
     return {
         **recalls,
         "MdR": float(np.median(ranks)),
@@ -106,8 +117,8 @@ def make_result(
     ties: Ties,
     v2t: VideoToText,
 ) -> RetrievalResult:
-    caption_ids, caption_videos, video_ids = ids
     """Ranks and metrics from counts; `ids` = id and video id of each caption, and the gallery's ids."""
+    caption_ids, caption_videos, video_ids = ids
     _refuse_nan(counts, caption_ids, video_ids)
     t2v_ranks = _ranks(1 + counts.greater_Q, counts.equal_Q, ties)
     queries_W, v2t_ranks, tied_W, precision_W = _video_queries(
@@ -159,7 +170,8 @@ def _video_queries(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Positions, ranks, ties and average precision of the videos that have captions.
 
-    The i-th best of a video's own captions has rank i + competitors above it, so its precision is i / rank.
+    The i-th best of a video's own captions has rank i + competitors above it, so its precision is i / rank. The
+    average rule ranks the video at the mean position of all captions that score like its best one, own ones included.
     """
     order = np.lexsort((-counts.own_Q.cpu().numpy(), column_Q))
     queries_W, first_W, size_W = np.unique(column_Q[order], return_index=True, return_counts=True)
@@ -169,7 +181,11 @@ def _video_queries(
     place = 1 + np.arange(len(order)) - np.repeat(first_W, size_W)
     ranks = _ranks(torch.from_numpy(place) + counts.above_Q.cpu()[order], counts.level_Q.cpu()[order], ties)
     precision_W = np.add.reduceat(place / ranks, first_W) / size_W
-    return queries_W, ranks[first_W], counts.level_Q.cpu().numpy()[order][first_W] > 0, precision_W
+    ranks_W = ranks[first_W]
+    if ties == "average":
+        own = counts.own_Q.cpu().numpy()[order]
+        ranks_W = ranks_W + (np.add.reduceat(own == np.repeat(own[first_W], size_W), first_W) - 1) / 2
+    return queries_W, ranks_W, counts.level_Q.cpu().numpy()[order][first_W] > 0, precision_W
 
 
 def _named(items: Tensor, scores: Tensor, ids: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,9 @@
 Conventions (printed beside every number): a query's rank is 1 + the competitors that score higher, plus none,
 half or all of those that tie with the true item (`ties`). Text to video: a caption has one relevant video.
 Video to text: `captions` = rank of the best own caption among all captions (own ones never compete with each
-other), mAP over all own captions; `groups` = rank of the video's caption group among all groups, each
-represented by its best caption, as the multi-sentence evaluation of CLIP4Clip and CLIP2Video has it.
+other, except that under `average` those that tie for the best share their positions, as published), mAP over all own
+captions; `groups` = rank of the video's caption group among all groups, each represented by its best caption, as the
+multi-sentence evaluation of CLIP4Clip and CLIP2Video has it.
 
 Shapes: Q captions, V videos, W videos with captions, K kept items.
 """
@@ -22,7 +23,7 @@ from src.errors import UserError
 from src.metrics.ranks import Index, ReduceFn, ScoreFn, count_ranks
 from src.metrics.result import RetrievalResult, Ties, VideoToText, make_result
 
-__all__ = ["RetrievalResult", "Ties", "VideoToText", "evaluate", "evaluate_matrix"]
+__all__ = ["MatrixScore", "RetrievalResult", "Ties", "VideoToText", "evaluate", "evaluate_matrix"]
 
 
 def evaluate(
@@ -89,6 +90,7 @@ def evaluate_matrix(
     caption_video: Tensor,
     num_videos: int,
     *,
+    mask: Tensor | None = None,
     ties: Ties = "optimistic",
     v2t: VideoToText = "captions",
     block: int = 1024,
@@ -100,18 +102,37 @@ def evaluate_matrix(
         matrix: scores (Q, V), rows captions; an array (memory-mapped or not), a tensor, or `score(rows, columns)`.
         caption_video: int64 (Q,), column of each caption's own video.
         num_videos: V.
+        mask: bool (Q,), False for rows that stand for no caption (videos with fewer captions than others); they are
+            neither queries nor competitors.
         ties: as in `evaluate`.
         v2t: as in `evaluate`.
         block: as in `evaluate`.
         topk: as in `evaluate`.
 
     Raises:
-        UserError: NaN scores.
+        UserError: NaN scores, or no caption.
     """
-    score = matrix if callable(matrix) and not isinstance(matrix, Tensor) else _Block(matrix)
-    counts = count_ranks(score, caption_video, num_videos, block=block, topk=topk, groups=v2t == "groups")
-    ids = (np.arange(len(caption_video)), caption_video.cpu().numpy(), np.arange(num_videos))
-    return make_result(counts, ids, (), ties, v2t)
+    score = matrix if callable(matrix) and not isinstance(matrix, Tensor) else MatrixScore(matrix)
+    rows = np.arange(len(caption_video)) if mask is None else np.flatnonzero(mask.cpu().numpy())
+    if not len(rows):
+        raise UserError("found no caption in the matrix, expected at least one row that the mask leaves")
+    if len(rows) < len(caption_video):
+        score = _chosen(score, torch.from_numpy(rows))
+    owner = caption_video.cpu()[rows]
+    counts = count_ranks(score, owner, num_videos, block=block, topk=topk, groups=v2t == "groups")
+    return make_result(counts, (rows, owner.numpy(), np.arange(num_videos)), (), ties, v2t)
+
+
+def _chosen(score: ScoreFn, rows_Q: Tensor) -> ScoreFn:
+    """`score` of some rows only; neighbouring rows stay a slice, which copies nothing."""
+
+    def of_rows(rows: Index, columns: Index) -> Tensor:
+        at = rows_Q[rows]
+        if len(at) and int(at[-1]) - int(at[0]) == len(at) - 1 and isinstance(rows, slice):
+            return score(slice(int(at[0]), int(at[-1]) + 1), columns)
+        return score(at, columns)
+
+    return of_rows
 
 
 class _Rows:
@@ -127,7 +148,7 @@ class _Rows:
         return place if self.straight else self.rows[place]
 
 
-class _Block:
+class MatrixScore:
     """A score function that reads a matrix."""
 
     def __init__(self, matrix: Tensor | np.ndarray) -> None:
@@ -135,6 +156,8 @@ class _Block:
 
     def __call__(self, rows: Index, cols: Index) -> Tensor:
         if isinstance(self.matrix, Tensor):
-            return self.matrix[rows][:, cols]
+            return self.matrix[:, cols][rows] if isinstance(cols, slice) else self.matrix[rows][:, cols]
         at = rows.numpy() if isinstance(rows, Tensor) else rows
-        return torch.from_numpy(np.array(self.matrix[at][:, cols]))
+        columns = cols.numpy() if isinstance(cols, Tensor) else cols
+        part = self.matrix[:, columns][at] if isinstance(columns, slice) else self.matrix[at][:, columns]
+        return torch.from_numpy(np.array(part))

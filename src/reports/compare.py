@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,13 @@ from src.errors import UserError
 from src.reports.protocol import protocol_line
 from src.reports.table import METRIC_TITLES, Table
 
-COLUMNS = (
-    *(("t2v", key) for key in ("R1", "R5", "R10", "MdR", "MnR")),
-    *(("v2t", key) for key in ("R1", "R5", "R10", "MdR", "MnR")),
-)
+COLUMNS = tuple((side, key) for side in ("t2v", "v2t") for key in ("R1", "R5", "R10", "R50", "MdR", "MnR", "GeoMean"))
+POPULATION = {"GeoMean"}  # last word of a heading: published with the standard deviation of the population
 TOPIC_COLUMNS = ("infAP", "infNDCG")  # of each edition of a search by topics
 LOWER_IS_BETTER = {"MdR", "MnR"}  # last word of a heading
 # Runs that differ in nothing else are seeds of one configuration.
 NOT_THE_METHOD = {"seed", "paths", "tags", "logger", "callbacks", "save_similarity", "optimized_metric"}
-NOT_THE_PROTOCOL = {"model", "checkpoint", "seed"}
+NOT_THE_PROTOCOL = {"model", "checkpoint", "seed", "search", "caption_mask"}
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,13 @@ class Run:
         folder: where it is.
         metrics: the content of metrics.json.
         config: dotted key -> value, without what does not define the method; empty when the run left no configuration.
+        overrides: what was typed, key -> value, without what does not define the method; empty when nobody knows.
     """
 
     folder: Path
     metrics: Mapping[str, Any]
     config: Mapping[str, str]
+    overrides: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def seed(self) -> object:
@@ -68,7 +68,7 @@ class Run:
     @property
     def method(self) -> str:
         """Equal for runs that differ only in their seed."""
-        model = {key: self.metrics["protocol"].get(key) for key in ("model", "checkpoint")}
+        model = {key: self.metrics["protocol"].get(key) for key in ("model", "checkpoint", "caption_mask")}
         return json.dumps([dict(self.config) or model, model["model"]], sort_keys=True)
 
 
@@ -99,7 +99,7 @@ def _csv(table: Table) -> str:
 
 
 def compare_runs(run_dirs: Sequence[Path]) -> ComparisonTable:
-    """Read runs and put them into tables.
+    """Read runs and put them into tables, of a benchmark with skills two.
 
     Runs with equal configurations except for the seed share a row: mean and sample standard deviation. Runs
     whose protocol differs (data set, split, gallery, captions, re-scoring, selection, tie rule) get tables of
@@ -115,7 +115,8 @@ def compare_runs(run_dirs: Sequence[Path]) -> ComparisonTable:
     for run in runs:
         protocols.setdefault(json.dumps(run.protocol, sort_keys=True, default=str), []).append(run)
     several = f"{len(protocols)} protocols: compare numbers within one table only" if len(protocols) > 1 else ""
-    return ComparisonTable(tuple(_table(group, several) for group in protocols.values()))
+    tables = [table for group in protocols.values() for table in (_table(group, several), _skills_table(group))]
+    return ComparisonTable(tuple(table for table in tables if table is not None))
 
 
 def read_run(folder: Path) -> Run:
@@ -138,7 +139,15 @@ def read_run(folder: Path) -> Run:
     values = yaml.safe_load(written[0].read_text(encoding="utf-8")) if written else {}
     own = str((values.get("paths") or {}).get("run_dir") or folder)  # some settings name the run's own folder
     kept = {key: value for key, value in values.items() if key not in NOT_THE_METHOD}
-    return Run(folder, metrics, {key: value.replace(own, "RUN") for key, value in _flat(kept)})
+    return Run(folder, metrics, {key: value.replace(own, "RUN") for key, value in _flat(kept)}, _overrides(folder))
+
+
+def _overrides(folder: Path) -> dict[str, str]:
+    """What was typed for a job of a multirun, or a single run, as Hydra keeps it."""
+    path = folder / ".hydra" / "overrides.yaml"
+    words = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else []
+    pairs = [str(word).lstrip("+").partition("=") for word in words or []]
+    return {key: value for key, _, value in pairs if key.split(".")[0] not in {*NOT_THE_METHOD, "hydra"}}
 
 
 def _flat(value: object, path: str = "") -> list[tuple[str, str]]:
@@ -148,41 +157,80 @@ def _flat(value: object, path: str = "") -> list[tuple[str, str]]:
 
 
 def _table(runs: Sequence[Run], note: str) -> Table:
+    groups = _by_method(runs)
+    headings = list(runs[0].scores)
+    first, names = _names(groups)
+    counted = any(run.metrics.get("parameters") is not None for run in runs)
+    cells, means = [], []
+    for name, group in zip(names, groups, strict=True):
+        values = list(zip(*(run.scores.values() for run in group), strict=True))
+        means.append([float(np.mean(column)) for column in values])
+        spread = [mean_std(column, _ddof(heading)) for heading, column in zip(headings, values, strict=True)]
+        cells.append((name, *([_parameters(group[0])] if counted else []), *spread, _seeds(group)))
+    notes = [note] if note else []
+    if any(len(group) > 1 for group in groups):
+        of_population = "; GeoMean: of the population, as published" if not runs[0].by_topics else ""
+        notes.append(f"mean (sample standard deviation) over seeds{of_population}")
+    if len(groups) == 2 and len(runs) == 2 and not runs[0].by_topics:
+        notes += bootstrap_notes(runs[0], runs[1], names)
+    if runs[0].by_topics:
+        notes.append("in percent")
+    columns = (first, *(["Params"] if counted else []), *headings, "seeds")
+    best = _best(np.array(means), headings, first=1 + counted)
+    return Table(protocol_line(runs[0].protocol), columns, tuple(cells), tuple(notes), best)
+
+
+def _skills_table(runs: Sequence[Run]) -> Table | None:
+    """Pair accuracy of each skill, for benchmarks that have skills."""
+    if not all(run.metrics.get("skills") for run in runs):
+        return None
+    groups = _by_method(runs)
+    first, names = _names(groups)
+    skills = [skill for skill, row in runs[0].metrics["skills"].items() if "pair_accuracy" in row]
+    values = [
+        [[run.metrics["skills"][skill]["pair_accuracy"] for run in group] for skill in skills] for group in groups
+    ]
+    cells = tuple((name, *map(mean_std, row)) for name, row in zip(names, values, strict=True))
+    means = np.array([[np.mean(column) for column in row] for row in values])
+    title = "pair accuracy of each skill in percent, chance is 50"
+    return Table(title, (first, *skills), cells, best=_best(means, skills, first=1))
+
+
+def _by_method(runs: Sequence[Run]) -> list[list[Run]]:
+    """The seeds of each configuration."""
     methods: dict[str, list[Run]] = {}
     for run in runs:
         methods.setdefault(run.method, []).append(run)
-    groups = list(methods.values())
-    cells, means = [], []
-    for name, group in zip(_names(groups), groups, strict=True):
-        values = [list(run.scores.values()) for run in group]
-        means.append(np.mean(values, axis=0))
-        cells.append((name, _seeds(group), *map(_mean_std, zip(*values, strict=True))))
-    headings = list(runs[0].scores)
-    notes = [note] if note else []
-    if any(len(group) > 1 for group in groups):
-        notes.append("mean (sample standard deviation) over seeds")
-    if len(groups) == 2 and len(runs) == 2 and not runs[0].by_topics:
-        notes += bootstrap_notes(runs[0], runs[1], [row[0] for row in cells])
-    if runs[0].by_topics:
-        notes.append("in percent")
-    title = protocol_line(runs[0].protocol)
-    return Table(title, ("run", "seeds", *headings), tuple(cells), tuple(notes), _best(np.array(means), headings))
+    return list(methods.values())
 
 
-def _best(means: np.ndarray, headings: Sequence[str]) -> frozenset[tuple[int, int]]:
-    """Cells with the best mean of each column, if there is anything to be better than."""
+def _best(means: np.ndarray, headings: Sequence[str], first: int) -> frozenset[tuple[int, int]]:
+    """Cells with the best mean of each column, from column `first` on, if there is anything to be better than."""
     if len(means) < 2:
         return frozenset()
     marked = set()
     for c, heading in enumerate(headings):
         best = means[:, c].min() if heading.split()[-1] in LOWER_IS_BETTER else means[:, c].max()
-        marked |= {(int(r), c + 2) for r in np.flatnonzero(means[:, c] == best)}
+        marked |= {(int(r), c + first) for r in np.flatnonzero(means[:, c] == best)}
     return frozenset(marked)
 
 
-def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """The model, and every setting in which the rows differ (the model's own settings only within one model)."""
+def _names(groups: Sequence[Sequence[Run]]) -> tuple[str, list[str]]:
+    """Heading of the first column, and the name of each row: what was typed differently where that is known."""
     firsts = [group[0] for group in groups]
+    typed = [key for key in firsts[0].overrides if len({run.overrides.get(key) for run in firsts}) > 1]
+    typed += sorted({key for run in firsts for key in run.overrides} - set(firsts[0].overrides))
+    if typed:
+        alone = len(typed) == 1
+        settings = [[(k, run.overrides[k]) for k in typed if k in run.overrides] for run in firsts]
+        names = [" ".join(v if alone else f"{k}={v}" for k, v in pairs) or "default" for pairs in settings]
+        if len(set(names)) == len(names):
+            return (typed[0] if alone else "run"), names
+    return "run", _names_by_configuration(firsts)
+
+
+def _names_by_configuration(firsts: Sequence[Run]) -> list[str]:
+    """The model, and every setting in which the rows differ (the model's own settings only within one model)."""
     models = [str(run.metrics["protocol"].get("model") or run.folder.name) for run in firsts]
     names = []
     for run, model in zip(firsts, models, strict=True):
@@ -206,10 +254,24 @@ def _seeds(group: Sequence[Run]) -> str:
     return ",".join(sorted(seeds, key=lambda s: (len(s), s))) + (" (repeated)" if twice else "")
 
 
-def _mean_std(values: Sequence[float]) -> str:
+def mean_std(values: Sequence[float], ddof: int = 1) -> str:
+    """`mean (standard deviation)` with one decimal; of a single value only that."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
-    return f"{np.mean(values):.1f} ({np.std(values, ddof=1):.1f})"
+    return f"{np.mean(values):.1f} ({np.std(values, ddof=ddof):.1f})"
+
+
+def _ddof(heading: str) -> int:
+    return 0 if heading.split()[-1] in POPULATION else 1
+
+
+def _parameters(run: Run) -> str:
+    """Trained parameters as the published tables have them: 183.45M."""
+    count = run.metrics.get("parameters")
+    if count is None:
+        return ""
+    power = next((p for p in (3, 2, 1) if count >= 1000**p), 0)
+    return f"{count / 1000**power:.2f}{' kMB'[power]}" if power else str(count)
 
 
 def read_ranks(folder: Path, direction: str) -> dict[str, tuple[str, float]]:

@@ -20,6 +20,7 @@ PROTOCOL_KEYS = (
     "checkpoint",
     "seed",
 )
+FURTHER_KEYS = ("v2t", "caption_mask")  # where there is something to say
 
 
 def full_protocol(result: RetrievalResult, known: Mapping[str, object]) -> dict[str, object]:
@@ -31,7 +32,8 @@ def full_protocol(result: RetrievalResult, known: Mapping[str, object]) -> dict[
     protocol["ties"] = result.ties
     if result.v2t_protocol != "captions":
         protocol["v2t"] = result.v2t_protocol
-    return {key: protocol.get(key) for key in (*PROTOCOL_KEYS, *(["v2t"] if "v2t" in protocol else []))}
+    further = [key for key in FURTHER_KEYS if key in protocol]
+    return {key: protocol.get(key) for key in (*PROTOCOL_KEYS, *further)}
 
 
 def protocol_line(protocol: Mapping[str, object]) -> str:
@@ -44,7 +46,7 @@ def protocol_line(protocol: Mapping[str, object]) -> str:
     ]
     named = [
         f"{key} {protocol[key]}"
-        for key in ("subset", "rescoring", "selection", "ties", "v2t", "seed", "model", "checkpoint")
+        for key in ("subset", "rescoring", "selection", "ties", *FURTHER_KEYS, "search", "seed", "model", "checkpoint")
         if protocol.get(key) not in (None, "")
     ]
     place = "/".join(str(protocol[key]) for key in ("dataset", "split") if protocol.get(key))

@@ -65,6 +65,7 @@ class ReportFacts:
         skills: skill -> metrics, where the benchmark has skills.
         timing: phase -> seconds.
         thumbnail: video id -> JPEG bytes, or None where there is no picture.
+        details: more entries for metrics.json.
     """
 
     protocol: Mapping[str, object]
@@ -75,6 +76,7 @@ class ReportFacts:
     skills: Mapping[str, Mapping[str, float]] | None = None
     timing: Mapping[str, float] = field(default_factory=dict)
     thumbnail: Callable[[int], bytes | None] | None = None
+    details: Mapping[str, object] = field(default_factory=dict)
 
 
 def write_report(run_dir: Path, result: RetrievalResult, facts: ReportFacts) -> Path:
@@ -97,6 +99,7 @@ def metrics_json(result: RetrievalResult, facts: ReportFacts) -> dict[str, objec
     content: dict[str, object] = {"protocol": full_protocol(result, facts.protocol), **result.to_json()}
     if facts.skills:
         content["skills"] = {skill: dict(row) for skill, row in facts.skills.items()}
+    content |= facts.details
     content["timing"] = dict(facts.timing)
     content["excluded"] = {
         "captions_of_unreadable_videos": len(result.excluded_captions),

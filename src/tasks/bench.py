@@ -39,8 +39,10 @@ def run(cfg: DictConfig) -> None:
         "loader": bench_loader,
         "model": bench_model,
         "store": bench_store,
+        "metrics": bench_metrics,
         "dual_step": bench_dual_step,
         "dual_evaluation": bench_dual_evaluation,
+        "ce_step": bench_ce_step,
         "decode": bench_decode,
         "cache": bench_cache,
     }
@@ -166,6 +168,13 @@ def bench_store(cfg: DictConfig) -> Numbers:
     return bench_store.bench_store(cfg)
 
 
+def bench_metrics(cfg: DictConfig) -> Numbers:
+    """Ranks from a matrix with masked rows, and QB-Norm's query bank."""
+    from src.tasks import bench_metrics
+
+    return bench_metrics.bench_metrics(cfg)
+
+
 def bench_dual_step(cfg: DictConfig) -> Numbers:
     """Training steps of Dual Encoding, both kinds of padding in turn."""
     from src.tasks import bench_dual_step
@@ -178,6 +187,13 @@ def bench_dual_evaluation(cfg: DictConfig) -> Numbers:
     from src.tasks import bench_dual
 
     return bench_dual.bench_dual_evaluation(cfg)
+
+
+def bench_ce_step(cfg: DictConfig) -> Numbers:
+    """Training steps of Collaborative Experts: `src.tasks.bench_ce`."""
+    from src.tasks import bench_ce
+
+    return bench_ce.bench_ce_step(cfg)
 
 
 def bench_decode(cfg: DictConfig) -> Numbers:

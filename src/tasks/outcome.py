@@ -26,6 +26,7 @@ from src.metrics.skills import skill_report
 from src.models.base import RetrievalModule
 from src.reports.report import ProblemFacts, ReportFacts, VideoFacts, write_report
 from src.reports.table import print_table
+from src.tasks import pentathlon
 from src.tasks.build import plain
 from src.tasks.exports import write_exports
 
@@ -43,6 +44,10 @@ class ResultWriter(Callback):
         cfg: the run's configuration.
         checkpoint: what was evaluated, for the protocol line.
         history: the training curve, if there was training.
+
+    Attributes:
+        rescoring: what a test does to the scores, for the protocol line.
+        details: more entries for metrics.json.
     """
 
     def __init__(self, cfg: DictConfig, checkpoint: str, history: History | None = None) -> None:
@@ -51,6 +56,8 @@ class ResultWriter(Callback):
         self.history = history
         self.run_dir = Path(cfg.paths.run_dir)
         self.started = time.perf_counter()
+        self.rescoring = "none"
+        self.details: dict[str, Any] = {}
         self._test_started = 0.0
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -61,18 +68,22 @@ class ResultWriter(Callback):
         self._test_started = time.perf_counter()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # A search by topics (`src.tasks.topic_search`) wraps the model, and writes what it found itself.
-        if not trainer.is_global_zero or not isinstance(pl_module, RetrievalModule):
-            return
-        datamodule: RetrievalDataModule = trainer.datamodule.benchmark  # type: ignore[attr-defined]
-        result = pl_module.results["test"]
-        text, video = pl_module.embeddings["test"]
+        # Other tests (`src.tasks.topic_search`, `src.tasks.query_bank`) wrap the model, and write for themselves.
+        if trainer.is_global_zero and isinstance(pl_module, RetrievalModule):
+            self.write(trainer.datamodule.benchmark, pl_module)  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def write(self, datamodule: RetrievalDataModule, model: RetrievalModule) -> None:
+        """Write and print what the model's results and embeddings of the test say."""
+        result = model.results["test"]
+        text, video = model.embeddings["test"]
         now = time.perf_counter()
         part = datamodule.part("test")
-        with torch.no_grad():
-            skills = _skills(part, result, text, video, pl_module)
-            if self.cfg.save_similarity:
-                save_similarity(self.run_dir, part, text, video, pl_module)
+        skills = _skills(part, result, text, video, model)
+        lacking = datamodule.experts.lacking((record.key,) for record in part.videos)
+        if self.cfg.save_similarity:
+            save_similarity(self.run_dir, part, text, video, model)
+        unknown = len(part.captions) - len(result.caption_ids) - len(result.excluded_captions)
         facts = ReportFacts(
             protocol=self.protocol(datamodule),
             captions={i: caption.text for i, caption in enumerate(part.captions)},
@@ -82,19 +93,29 @@ class ResultWriter(Callback):
             skills=skills,
             timing={"total_s": round(now - self.started, 2), "test_s": round(now - self._test_started, 2)},
             thumbnail=_Thumbnails(datamodule, part),
+            details={
+                "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                **({"without_expert": lacking} if lacking else {}),
+                **({"captions_without_feature": unknown} if unknown else {}),
+                **self.details,
+            },
         )
         page = write_report(self.run_dir, result, facts)
         print_table(result, facts.protocol, skills)
         print_problems(facts.problems)
-        with torch.no_grad():
-            write_exports(self.cfg, part, (text, video), pl_module)
+        if unknown:
+            sys.stdout.write(f"excluded: {unknown} captions have no feature and are no queries\n")
+        for name, number in lacking.items():
+            sys.stdout.write(f"without expert {name}: {number} of the {len(part.videos)} videos\n")
+        write_exports(self.cfg, part, (text, video), model)
+        pentathlon.write(self.cfg, part, result)
         sys.stdout.write(f"report: {page}\n")
 
     def protocol(self, datamodule: RetrievalDataModule) -> dict[str, Any]:
         """Under which conditions the numbers of the test hold."""
         return {
             **datamodule.describe("test"),
-            "rescoring": "none",
+            "rescoring": self.rescoring,
             "selection": self.cfg.selection,
             "ties": self.cfg.ties,
             "model": plain(self.cfg.model)["_target_"].rsplit(".", 1)[-1],

@@ -1,11 +1,15 @@
-"""task=score: metrics and report from a saved similarity matrix, or of a TRECVID run file.
+"""task=score: metrics and report from a saved similarity matrix, or of files of results.
 
 `similarity=S.npy`: float16, float32 or float64, rows captions, columns videos; read from disk block by block.
 `videos=FILE`: one video id per line, line i names column i.
 `captions=FILE`: one line per row of the matrix, either the id of the video that the caption describes, or
 `caption_id<TAB>video_id` or `caption_id<TAB>video_id<TAB>text`.
 Without the two files the matrix is square and row i belongs to column i.
+`task.query_mask=M.npy`: rows that are no captions; of shape (videos, captions) it replaces `captions=`.
+`task.querybank=B.npy`: scores of other captions with the same videos, for QB-Norm of text to video.
 
+`task.labels=FILE`: the rows are labels and a video has any number of them (`src.tasks.score_labels`).
+`task.predictions=FILE`: a submission to the Video Pentathlon instead (`src.tasks.pentathlon`).
 `run_file=RUN qrels=JUDGEMENTS`: a run of an ad-hoc video search instead (scores, .xml or .treceval).
 """
 
@@ -16,6 +20,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +29,17 @@ from omegaconf import DictConfig
 from src.data.caption_files import read_judgements
 from src.errors import UserError
 from src.metrics.infap import evaluate_run
-from src.metrics.retrieval import evaluate_matrix
+from src.metrics.qb_norm import QueryBank, evaluate_matrix_with_bank
+from src.metrics.retrieval import MatrixScore, evaluate_matrix
 from src.reports.report import ReportFacts, VideoFacts, write_report
 from src.reports.table import print_table
-from src.reports.topic_table import topics_table
+from src.reports.topic_page import SHOWN, edition_of, write_topic_page
+from src.reports.topic_table import editions_table, topics_table
 from src.reports.trecvid import perf_text, read_run, with_names_of
+from src.tasks import pentathlon
+from src.tasks.score_labels import score_labels
+
+BLOCK = 1024  # rows of the query bank read at a time
 
 
 @dataclass(frozen=True)
@@ -49,26 +60,67 @@ def run(cfg: DictConfig) -> float | None:
     Raises:
         UserError: the matrix, the id lists, the run or the judgements cannot be used.
     """
+    run_dir = Path(cfg.paths.run_dir)
     if cfg.task.run_file is not None:
-        return score_run(Path(cfg.task.run_file), _path(cfg.task.qrels), Path(cfg.paths.run_dir))
+        return score_run(Path(cfg.task.run_file), _path(cfg.task.qrels), run_dir)
+    if cfg.task.get("predictions") is not None:
+        return pentathlon.score(Path(cfg.task.predictions), run_dir)
     if cfg.similarity is None:
         raise UserError("task=score found no matrix, expected similarity=FILE.npy with rows captions, columns videos")
-    started = time.perf_counter()
     path = Path(cfg.similarity)
     matrix = read_matrix(path)
-    labels = read_labels(matrix.shape, _path(cfg.captions), _path(cfg.videos))
-    result = evaluate_matrix(matrix, torch.tensor(labels.column_of_row), len(labels.videos), ties=cfg.ties)
+    if cfg.task.get("labels") is not None:
+        names = _names(cfg.captions, "captions", matrix.shape[0]), _names(cfg.videos, "videos", matrix.shape[1])
+        order = bool(cfg.task.upstream_order)
+        found = score_labels(matrix, names, Path(cfg.task.labels), run_dir, upstream_order=order)
+        return found.metrics["GeoMean"]
+    return score_matrix(cfg, path.stem, matrix)
+
+
+def score_matrix(cfg: DictConfig, name: str, matrix: np.ndarray) -> float | None:
+    """Rank the captions and videos of a matrix, and return the metric that `optimized_metric` names."""
+    started = time.perf_counter()
+    mask = read_mask(matrix.shape, _path(cfg.task.get("query_mask")))
+    labels = read_labels(matrix.shape, _path(cfg.captions), _path(cfg.videos), mask)
+    owner, videos, bank = torch.tensor(labels.column_of_row), len(labels.videos), _path(cfg.task.get("querybank"))
+    kept = None if mask is None else torch.from_numpy(mask.ravel())
+    options: dict[str, Any] = {"mask": kept, "ties": cfg.ties}
+    protocol: dict[str, object] = {"dataset": name}
+    details: dict[str, object] = {}
+    if bank is None:
+        result = evaluate_matrix(matrix, owner, videos, **options)
+    else:
+        found = evaluate_matrix_with_bank(MatrixScore(matrix), owner, videos, read_bank(bank, videos, cfg), **options)
+        result, protocol["rescoring"] = found.result, found.words(f"queries of {bank.name}")
+        details["qb_norm"] = found.details(bank.name)
     facts = ReportFacts(
-        protocol={"dataset": path.stem},
+        protocol=protocol,
         captions=dict(enumerate(labels.captions)),
         videos={n: VideoFacts(name) for n, name in enumerate(labels.videos)},
         timing={"score_s": round(time.perf_counter() - started, 3)},
+        details=details,
     )
     page = write_report(Path(cfg.paths.run_dir), result, facts)
     print_table(result, facts.protocol)
     sys.stdout.write(f"report: {page}\n")
     metric = cfg.optimized_metric
     return result.scalars(metric.split("/")[0]).get(metric) if metric else None
+
+
+def read_bank(path: Path, num_videos: int, cfg: DictConfig) -> QueryBank:
+    """The query bank of a matrix of scores, read from disk block by block.
+
+    Raises:
+        UserError: it cannot be read, or has other columns than the matrix.
+    """
+    scores = read_matrix(path, "task.querybank")
+    if scores.shape[1] != num_videos:
+        raise UserError(
+            f"task.querybank: found {scores.shape[1]} columns in {path}, expected {num_videos}, the videos of the "
+            "matrix in its order"
+        )
+    blocks = (torch.from_numpy(np.array(scores[n : n + BLOCK])) for n in range(0, len(scores), BLOCK))
+    return QueryBank.of(blocks, num_videos, cfg.task.qb_norm.beta, cfg.task.qb_norm.k)
 
 
 def score_run(run_file: Path, qrels: Path | None, run_dir: Path) -> float:
@@ -87,42 +139,78 @@ def score_run(run_file: Path, qrels: Path | None, run_dir: Path) -> float:
     judgements = read_judgements(qrels, ())
     run = with_names_of(read_run(run_file), {line.topic for line in judgements})
     result = evaluate_run(run, judgements)
-    topics_table(f"{run_file.name} | {qrels.name}", result).print()
+    title = f"{run_file.name} | {qrels.name}"
+    topics_table(title, result).print()
     run_dir.mkdir(parents=True, exist_ok=True)
     protocol = {"dataset": qrels.name, "model": run_file.name, "judged_topics": {qrels.name: len(result.topics)}}
     content = {"protocol": protocol, "topics": {qrels.name: result.to_json()}}
     text = json.dumps(content, indent=2, ensure_ascii=False)
     (run_dir / "metrics.json").write_text(text + "\n", encoding="utf-8")
     (run_dir / "perf.txt").write_text(perf_text(result), encoding="utf-8")
-    sys.stdout.write(f"evaluation: {run_dir / 'perf.txt'}\n")
+    best = {
+        topic: sorted(sorted(found, reverse=True), key=lambda pair: -pair[1])[:SHOWN] for topic, found in run.items()
+    }
+    edition = edition_of(qrels.name, {}, best, result, judgements)
+    page = write_topic_page(run_dir, [edition], editions_table(title, {qrels.name: result}), protocol)
+    sys.stdout.write(f"evaluation: {run_dir / 'perf.txt'}\nreport: {page}\n")
     return result.all["infAP"]
 
 
-def read_matrix(path: Path) -> np.ndarray:
-    """Open a similarity matrix without loading it.
+def read_matrix(path: Path, key: str = "similarity") -> np.ndarray:
+    """Open a similarity matrix without loading it; `key` names it in messages.
 
     Raises:
         UserError: no such file, no npy file, or not a float matrix.
     """
     if not path.is_file():
-        raise UserError(f"similarity: {path} does not exist, expected a .npy file; check the path")
+        raise UserError(f"{key}: {path} does not exist, expected a .npy file; check the path")
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"similarity: {path} is not a readable .npy file ({error}); write it with numpy.save") from None
+        raise UserError(f"{key}: {path} is not a readable .npy file ({error}); write it with numpy.save") from None
     if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or 0 in matrix.shape:
         shape = getattr(matrix, "shape", "an archive")
-        raise UserError(f"similarity: found {shape} in {path}, expected one matrix (captions, videos)")
+        raise UserError(f"{key}: found {shape} in {path}, expected one matrix (captions, videos)")
     if matrix.dtype not in (np.float16, np.float32, np.float64):
         raise UserError(
-            f"similarity: found {matrix.dtype} in {path}, expected float16, float32 or float64; "
+            f"{key}: found {matrix.dtype} in {path}, expected float16, float32 or float64; "
             "convert it with matrix.astype('float32')"
         )
     return matrix
 
 
-def read_labels(shape: tuple[int, ...], captions: Path | None, videos: Path | None) -> Labels:
+def read_mask(shape: tuple[int, ...], path: Path | None) -> np.ndarray | None:
+    """bool (rows,), which rows of the matrix are captions; and whether the file has one row per video.
+
+    Raises:
+        UserError: it cannot be read, or does not fit the matrix.
+    """
+    if path is None:
+        return None
+    try:
+        mask = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(
+            f"task.query_mask: {path} is not a readable .npy file ({error}); write it with numpy.save"
+        ) from None
+    if not isinstance(mask, np.ndarray) or mask.size != shape[0] or mask.ndim > 2:
+        found = getattr(mask, "shape", "an archive")
+        raise UserError(
+            f"task.query_mask: found {found} in {path}, expected {shape[0]} numbers, one per row of the matrix"
+        )
+    return mask != 0
+
+
+def read_labels(
+    shape: tuple[int, ...], captions: Path | None, videos: Path | None, mask: np.ndarray | None = None
+) -> Labels:
     """Read the id lists, or number rows and columns where there are none.
+
+    Args:
+        shape: of the matrix.
+        captions: list of its rows.
+        videos: list of its columns.
+        mask: see `read_mask`; one with a row per video stands for a missing list of captions.
 
     Raises:
         UserError: the lists do not fit the matrix or each other.
@@ -133,6 +221,8 @@ def read_labels(shape: tuple[int, ...], captions: Path | None, videos: Path | No
     if len(place) < columns:
         twice = next(name for n, name in enumerate(names) if place[name] != n)
         raise UserError(f"videos: {videos} names {twice!r} twice, expected one line per column of the matrix")
+    if captions is None and mask is not None and mask.ndim == 2:
+        return _labels_of_mask(mask, names)
     entries = [line.split("\t") for line in _lines(captions, "captions", rows, "rows")] if captions else None
     if entries is None or (videos is None and all(len(e) == 1 for e in entries) and _all_differ(entries)):
         if rows != columns:
@@ -157,6 +247,17 @@ def read_labels(shape: tuple[int, ...], captions: Path | None, videos: Path | No
     return Labels([place[owner] for owner in owners], ["\t".join(e[2:]) or e[0] for e in entries], names)
 
 
+def _labels_of_mask(mask: np.ndarray, videos: list[str]) -> Labels:
+    """Rows in the order of the videos, as many for each of them."""
+    if len(mask) != len(videos):
+        raise UserError(
+            f"task.query_mask: found {len(mask)} rows, expected {len(videos)}, one per column of the matrix"
+        )
+    per_video = mask.shape[1]
+    shown = [f"{name} #{n}" for name in videos for n in range(per_video)]
+    return Labels([row // per_video for row in range(mask.size)], shown, videos)
+
+
 def _lines(path: Path, key: str, expected: int, axis: str) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -168,6 +269,12 @@ def _lines(path: Path, key: str, expected: int, axis: str) -> list[str]:
     if "" in lines:
         raise UserError(f"{key}: line {lines.index('') + 1} of {path} is empty, expected an id")
     return lines
+
+
+def _names(path: str | None, key: str, expected: int) -> list[str]:
+    """Names of rows or columns, or their numbers where there is no list."""
+    axis = "rows" if key == "captions" else "columns"
+    return _lines(Path(path), key, expected, axis) if path is not None else [str(n) for n in range(expected)]
 
 
 def _all_differ(entries: list[list[str]]) -> bool:

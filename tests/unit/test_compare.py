@@ -41,13 +41,52 @@ def test_seeds_become_mean_and_standard_deviation(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"{noise}_{seed}", noise, seed) for noise in (0.3, 0.6) for seed in (0, 1, 2)]
     (table,) = compare_runs(runs).tables
     assert len(table.rows) == 2
-    assert [row[1] for row in table.rows] == ["0,1,2", "0,1,2"]
+    assert [row[-1] for row in table.rows] == ["0,1,2", "0,1,2"]
     assert table.rows[0][0] == "M model.noise=0.3"
     values = [recall(folder) for folder in runs[:3]]
-    assert table.rows[0][2] == f"{np.mean(values):.1f} ({np.std(values, ddof=1):.1f})"
-    assert (0, 2) in table.best
-    assert (1, 2) not in table.best
-    assert "mean (sample standard deviation) over seeds" in table.notes
+    assert table.rows[0][1] == f"{np.mean(values):.1f} ({np.std(values, ddof=1):.1f})"
+    assert (0, 1) in table.best
+    assert (1, 1) not in table.best
+    assert "mean (sample standard deviation) over seeds; GeoMean: of the population, as published" in table.notes
+    column = table.columns.index("t2v GeoMean")
+    means = [json.loads((folder / "metrics.json").read_text())["t2v"]["GeoMean"] for folder in runs[:3]]
+    assert table.rows[0][column] == f"{np.mean(means):.1f} ({np.std(means):.1f})"
+
+
+def test_an_ablation_has_the_published_layout(tmp_path: Path) -> None:
+    """Rows are named by what was typed, not by the many settings that follow from it."""
+    presets = {"scene": 19_461_947, "scene_rgb": 41_124_924, "all": 1_083_448_607, "tiny": 12, "small": 1_234}
+    for job, (preset, seed) in enumerate((preset, seed) for preset in presets for seed in (0, 1)):
+        experts = {name: {"dim": len(name)} for name in preset.split("_")}
+        folder = make_run(tmp_path / str(job), 0.3, seed, experts=experts)
+        (folder / ".hydra").mkdir()
+        (folder / ".hydra" / "overrides.yaml").write_text(f"- experts={preset}\n- seed={seed}\n- model=ce\n")
+        metrics = json.loads((folder / "metrics.json").read_text())
+        (folder / "metrics.json").write_text(json.dumps({**metrics, "parameters": presets[preset]}))
+    (table,) = compare_runs(find_runs([str(tmp_path)])).tables
+    keys = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR", "GeoMean")
+    sides = [f"{side} {key}" for side in ("t2v", "v2t") for key in keys]
+    assert table.columns == ("experts", "Params", *sides, "SumR", "seeds")
+    found = {row[0]: row[1] for row in table.rows}
+    assert found == {"scene": "19.46M", "scene_rgb": "41.12M", "all": "1.08B", "tiny": "12", "small": "1.23k"}
+    assert all(row[-1] == "0,1" for row in table.rows)
+    assert all(0 < column < len(table.columns) - 1 for _, column in table.best)
+    assert (0, 1) not in table.best, "parameters are no result"
+    assert "| experts | Params | t2v R@1 |" in table.markdown()
+    assert r"experts & Params & t2v R@1 &" in table.latex()
+    assert table.csv().startswith("experts,Params,t2v R@1,")
+
+
+def test_rows_that_differ_in_several_words_show_them_all(tmp_path: Path) -> None:
+    typed = ({"model": "ce", "+text": "w2v"}, {"model": "moee"}, {"model": "moee", "model.x": "2"})
+    for job, words in enumerate(typed):
+        folder = make_run(tmp_path / str(job), 0.3 + job, 0)
+        (folder / ".hydra").mkdir()
+        lines = [f"{key}={value}" for key, value in words.items()]
+        (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump([*lines, "paths.data_dir=x"]))
+    (table,) = compare_runs(find_runs([str(tmp_path)])).tables
+    assert table.columns[0] == "run"
+    assert [row[0] for row in table.rows] == ["model=ce text=w2v", "model=moee", "model=moee model.x=2"]
 
 
 def test_protocols_are_never_mixed(tmp_path: Path) -> None:
@@ -80,7 +119,7 @@ def test_runs_without_configuration_are_told_apart_by_model_or_folder(tmp_path: 
 
 def test_a_repeated_seed_is_pointed_out(tmp_path: Path) -> None:
     (table,) = compare_runs([make_run(tmp_path / name, 0.3, 0) for name in "ab"]).tables
-    assert table.rows[0][1] == "0,0 (repeated)"
+    assert table.rows[0][-1] == "0,0 (repeated)"
 
 
 def test_two_runs_get_a_paired_bootstrap(tmp_path: Path) -> None:
@@ -98,10 +137,10 @@ def test_searches_by_topics_are_compared_by_inferred_precision(tmp_path: Path) -
         (tmp_path / f"{seed}" / "metrics.json").write_text(json.dumps(found))
     recalls = make_run(tmp_path / "recalls", 0.3, 0)
     table, other = compare_runs([tmp_path / "0", tmp_path / "1", recalls]).tables
-    assert table.columns == ("run", "seeds", "tv18 infAP", "tv18 infNDCG")
-    assert table.rows == (("M", "0,1", "6.0 (1.4)", "12.0 (2.8)"),)
+    assert table.columns == ("run", "tv18 infAP", "tv18 infNDCG", "seeds")
+    assert table.rows == (("M", "6.0 (1.4)", "12.0 (2.8)", "0,1"),)
     assert "in percent" in table.notes
-    assert other.columns[2] == "t2v R@1"
+    assert other.columns[1] == "t2v R@1"
     (tmp_path / "0" / "metrics.json").write_text('{"protocol": {}, "topics": {"tv18": {"all": {}}}}')
     with pytest.raises(UserError, match="metrics are missing"):
         compare_runs([tmp_path / "0"])
@@ -148,6 +187,19 @@ def test_ranks_are_read_back(tmp_path: Path) -> None:
     assert len(read_ranks(folder, "v2t")) == 40
 
 
+@pytest.mark.parametrize("has_config", [True, False])
+def test_what_was_trained_on_is_no_protocol(tmp_path: Path, has_config: bool) -> None:
+    """Runs with and without caption mask answer the same queries: two rows of one table."""
+    folders = [make_run(tmp_path / name, 0.3, 0, dataset={"caption_mask": name}) for name in ("none", "mask")]
+    metrics = json.loads((folders[1] / "metrics.json").read_text())
+    metrics["protocol"]["caption_mask"] = "9 of 80 training captions left out"
+    (folders[1] / "metrics.json").write_text(json.dumps(metrics))
+    for folder in folders if not has_config else ():
+        (folder / "config.yaml").unlink()
+    (table,) = compare_runs(folders).tables
+    assert len(table.rows) == 2
+
+
 def test_written_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "runs" / "a", 0.3, 0)
     make_run(tmp_path / "runs" / "b", 0.6, 0)
@@ -156,8 +208,8 @@ def test_written_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "| M model.noise=0.3 |" in (tmp_path / "out" / "comparison.md").read_text()
     assert r"\begin{tabular}" in (tmp_path / "out" / "comparison.tex").read_text()
     rows = list(csv.reader((tmp_path / "out" / "comparison.csv").read_text().splitlines()[1:]))
-    assert rows[0][:3] == ["run", "seeds", "t2v R@1"]
-    assert float(rows[1][2]) == pytest.approx(recall(tmp_path / "runs" / "a"), abs=0.05)
+    assert rows[0][:2] == ["run", "t2v R@1"]
+    assert float(rows[1][1]) == pytest.approx(recall(tmp_path / "runs" / "a"), abs=0.05)
 
 
 def test_run_folders_are_found_once_and_mistakes_are_named(tmp_path: Path) -> None:
@@ -173,3 +225,19 @@ def test_run_folders_are_found_once_and_mistakes_are_named(tmp_path: Path) -> No
     (a / "metrics.json").write_text(json.dumps({"protocol": {}, "t2v": {}, "v2t": {}}), encoding="utf-8")
     with pytest.raises(UserError, match="metrics are missing"):
         compare_runs([a])
+
+
+def test_a_benchmark_with_skills_gets_their_pair_accuracies(tmp_path: Path) -> None:
+    found = {(0.3, 0): 90.0, (0.3, 1): 96.0, (0.6, 0): 50.0, (0.6, 1): 40.0}
+    folders = []
+    for (noise, seed), accuracy in found.items():
+        folders.append(make_run(tmp_path / f"{noise}_{seed}", noise, seed))
+        path = folders[-1] / "metrics.json"
+        skills = {"motion": {"R1": 1.0, "pair_accuracy": 50.0}, "sound": {"R1": 2.0, "pair_accuracy": accuracy}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"skills": skills}))
+    _, table = compare_runs(folders).tables
+    assert table.columns == ("run", "motion", "sound")
+    assert [row[0] for row in table.rows] == ["M model.noise=0.3", "M model.noise=0.6"]
+    assert [row[2] for row in table.rows] == ["93.0 (4.2)", "45.0 (7.1)"]
+    assert table.best == {(0, 1), (1, 1), (0, 2)}  # equally good, and the better one
+    assert len(compare_runs([*folders, make_run(tmp_path / "without", 0.9, 0)]).tables) == 1

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import gmean, rankdata
 from torch import Tensor
 
 from src.batch import TextEmbedding, VideoEmbedding
@@ -100,11 +101,56 @@ def test_both_directions_against_sorted_lists(captions: int, videos: int, seed: 
 def test_tie_rules_are_ordered_and_average_is_between(captions: int, videos: int, seed: int) -> None:
     text, video = embeddings(captions, videos, seed)
     best, middle, worst = (evaluate(text, video, dot, ties=t) for t in ("optimistic", "average", "pessimistic"))
-    for name in ("t2v_ranks", "v2t_ranks"):
+    own = own_ties(text, video)
+    for name, shared in (("t2v_ranks", torch.zeros(captions)), ("v2t_ranks", own)):
         low, mean, high = (getattr(r, name).double() for r in (best, middle, worst))
-        assert torch.equal(mean, (low + high) / 2)
+        assert torch.equal(mean, (low + high + shared) / 2)
         tied = getattr(best, name.replace("ranks", "tied"))
         assert torch.equal(tied, high > low)
+
+
+def own_ties(text: TextEmbedding, video: VideoEmbedding) -> Tensor:
+    """Of each video with captions: own captions that score as the best one does, without that one."""
+    scores = dot(text, video)
+    columns = [scores[text.video_ids == v, n] for n, v in enumerate(video.ids) if (text.video_ids == v).any()]
+    return torch.tensor([int((column == column.max()).sum()) - 1 for column in columns]).double()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 12), st.integers(0, 10_000), st.integers(1, 9), st.sampled_from([1, 3, 50]))
+def test_averaged_ties_and_masked_captions_against_ranked_lists(
+    per_video: int, videos: int, seed: int, block: int, levels: int
+) -> None:
+    """The published protocol, one query at a time, from `scipy.stats.rankdata` of whole rows and columns."""
+    rng = np.random.default_rng(seed)
+    matrix = rng.integers(-levels, levels, (videos * per_video, videos)).astype(np.float32)
+    owner = np.arange(videos).repeat(per_video)
+    mask = rng.random(len(owner)) < 0.8
+    mask[rng.integers(len(owner))] = True
+    matrix[~mask] = rng.choice([np.nan, np.inf, 0], (int((~mask).sum()), 1))  # padding may hold anything
+    result = evaluate_matrix(
+        matrix, torch.from_numpy(owner), videos, mask=torch.from_numpy(mask), ties="average", block=block
+    )
+    rows = np.flatnonzero(mask)
+    t2v = [rankdata(-matrix[row])[owner[row]] - 1 for row in rows]
+    lists = [rankdata(-matrix[rows, v])[owner[rows] == v] - 1 for v in range(videos)]
+    v2t = [places.min() for places in lists if len(places)]
+    assert result.caption_ids.tolist() == rows.tolist()
+    assert (result.t2v_ranks - 1).tolist() == t2v
+    assert (result.v2t_ranks - 1).tolist() == v2t
+    for found, places in ((result.t2v, np.array(t2v)), (result.v2t, np.array(v2t))):
+        assert found["R1"] == pytest.approx(100 * np.mean(places == 0))
+        for k in (5, 10, 50):
+            assert found[f"R{k}"] == pytest.approx(100 * np.mean(places < k))
+        assert found["MdR"] == np.median(places) + 1
+        assert found["MnR"] == pytest.approx(places.mean() + 1)
+        recalls = [found[f"R{k}"] for k in (1, 5, 10)]
+        assert found["GeoMean"] == pytest.approx(gmean(recalls) if all(recalls) else 0)
+
+
+def test_a_matrix_without_captions_is_refused() -> None:
+    with pytest.raises(UserError, match="found no caption"):
+        evaluate_matrix(np.eye(2), torch.arange(2), 2, mask=torch.zeros(2, dtype=torch.bool))
 
 
 def test_a_collapsed_model_is_noticed(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from src.errors import UserError
-from src.tasks.score import read_labels, read_matrix, run
+from src.tasks.score import read_labels, read_mask, read_matrix, run
+
+TASK = Path(__file__).resolve().parents[2] / "conf" / "task" / "score.yaml"
 
 
-def saved(folder: Path, matrix: np.ndarray) -> Path:
-    path = folder / "S.npy"
+def saved(folder: Path, matrix: np.ndarray, name: str = "S.npy") -> Path:
+    path = folder / name
     np.save(path, matrix)
     return path
 
@@ -26,9 +30,10 @@ def lines(folder: Path, name: str, *rows: str) -> Path:
 
 
 def config(tmp_path: Path, **keys: object) -> object:
+    """Keys of the task, such as `labels`, may stand among those of the run."""
     base = {"similarity": None, "captions": None, "videos": None, "ties": "optimistic"}
     paths = {"run_dir": str(tmp_path / "run")}
-    task = {"run_file": None, "qrels": None}
+    task = yaml.safe_load(TASK.read_text()) | {key: keys.pop(key) for key in list(keys) if key not in base}
     return OmegaConf.create({**base, "optimized_metric": "val/t2v/R1", "paths": paths, "task": task, **keys})
 
 
@@ -139,6 +144,81 @@ def test_nan_names_rows_and_columns(tmp_path: Path) -> None:
     matrix[2] = np.nan
     with pytest.raises(UserError, match=r"1 captions \(ids 2\)"):
         run(config(tmp_path, similarity=str(saved(tmp_path, matrix))))
+
+
+def result_of(tmp_path: Path) -> dict[str, Any]:
+    return json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+def test_a_mask_leaves_rows_out_and_says_whose_row_it_is(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((15, 5)).astype(np.float32)
+    mask = np.ones((5, 3))
+    mask[2, 2] = mask[4, 1] = 0
+    kept = np.flatnonzero(mask)
+    names = [str(row // 3) for row in kept]
+    run(config(tmp_path, similarity=str(saved(tmp_path, matrix)), query_mask=str(saved(tmp_path, mask, "m.npy"))))
+    masked = result_of(tmp_path)
+    videos, captions = lines(tmp_path, "v.txt", *map(str, range(5))), lines(tmp_path, "c.txt", *names)
+    lists = {"captions": str(captions), "videos": str(videos)}
+    run(config(tmp_path, similarity=str(saved(tmp_path, matrix[kept])), **lists))
+    plain = result_of(tmp_path)
+    assert masked["t2v"] == plain["t2v"]
+    assert masked["v2t"] == plain["v2t"]
+    assert masked["protocol"]["num_captions"] == 13
+    assert read_mask((15, 5), saved(tmp_path, mask.ravel(), "m.npy")).shape == (15,)
+    for wrong in (mask[:4], mask[:, :, None], np.ones(14)):
+        with pytest.raises(UserError, match=r"task\.query_mask: found .*expected 15 numbers"):
+            read_mask((15, 5), saved(tmp_path, wrong, "m.npy"))
+    with pytest.raises(UserError, match=r"task\.query_mask: found 3 rows, expected 5"):
+        read_labels((15, 5), None, None, np.ones((3, 5), dtype=bool))
+    (tmp_path / "m.npy").write_bytes(b"x")
+    with pytest.raises(UserError, match="not a readable"):
+        read_mask((15, 5), tmp_path / "m.npy")
+
+
+def test_a_query_bank_rescores_text_to_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Video 0 is the best of every query, until the bank tells that it is of all others too."""
+    matrix = 0.5 * np.eye(6, dtype=np.float32)
+    matrix[:, 0] = 0.6
+    bank = saved(tmp_path, np.concatenate([matrix[1:], matrix]), "bank.npy")
+    run(config(tmp_path, similarity=str(saved(tmp_path, matrix)), querybank=str(bank)))
+    found = result_of(tmp_path)
+    assert found["t2v"]["R1"] == 100.0
+    assert found["qb_norm"]["raw_t2v"]["R1"] == pytest.approx(100 / 6)
+    assert found["qb_norm"]["bank_queries"] == 11
+    words = "QB-Norm t2v only (beta 20, k 1, bank 11 queries of bank.npy)"
+    assert found["protocol"]["rescoring"] == words
+    assert f"rescoring {words}" in capsys.readouterr().out
+    run(config(tmp_path, similarity=str(saved(tmp_path, matrix))))
+    assert result_of(tmp_path)["v2t"] == found["v2t"]
+    bank = saved(tmp_path, np.ones((4, 5)), "bank.npy")
+    with pytest.raises(UserError, match=r"task\.querybank: found 5 columns in .*expected 6"):
+        run(config(tmp_path, similarity=str(saved(tmp_path, matrix)), querybank=str(bank)))
+
+
+def test_rows_may_be_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    matrix = np.array([[0.9, 0.1, 0.3], [0.8, 0.7, 0.2], [0.2, 0.3, 0.1]], dtype=np.float32)
+    labels = lines(tmp_path, "labels.txt", "v0\tcooking\tmusic", "v1\tsport", "v2")
+    keys = {
+        "similarity": str(saved(tmp_path, matrix)),
+        "captions": str(lines(tmp_path, "names.txt", "cooking", "music", "sport")),
+        "videos": str(lines(tmp_path, "videos.txt", "v0", "v1", "v2")),
+        "labels": str(labels),
+    }
+    # cooking and music lead for v0; sport is second for v1.
+    assert run(config(tmp_path, **keys)) == pytest.approx((200 / 3 * 100 * 100) ** (1 / 3))
+    found = result_of(tmp_path)
+    assert found["labels"]["R1"] == pytest.approx(200 / 3)
+    assert found["protocol"]["num_pairs"] == 3
+    assert found["excluded"] == {"videos_without_label": 1, "labels_without_video": 0}
+    rows = (tmp_path / "run" / "ranks.csv").read_text().splitlines()
+    assert rows == ["video,label,rank", "v0,cooking,1", "v0,music,1", "v1,sport,2"]
+    assert "labels of a video" in capsys.readouterr().out
+    for line, message in (("v0\tdance", "names label 'dance'"), ("v9\tsport", "names video 'v9'")):
+        labels.write_text(line + "\n")
+        with pytest.raises(UserError, match=message):
+            run(config(tmp_path, **keys))
 
 
 @pytest.mark.real
