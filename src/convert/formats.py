@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from src.convert import clip4clip, dual_encoding
+from src.convert import clip4clip, collaborative_experts, dual_encoding, howto100m
+from src.models.base import RetrievalModule
 
 State = Mapping[str, Tensor]
 
@@ -23,9 +24,13 @@ class Family:
         is_published: whether it has published ones.
         from_upstream: published tensors under our names.
         exports: value of `task.format` -> our tensors under those published names.
-        options_of: the model options that our tensors tell.
-        content: what a published file holds, from published names and the model's options; None where it is a state
-            dict as it is, which goes into a safetensors file.
+        options_of: the model options that our tensors tell, a dot between levels; a tuple where several have the same
+            tensors.
+        extras: what a published file says beside its tensors, as plain values, from the file's tensors and the rest
+            of its content; converted files carry it.
+        options_told: the model options among the extras that change what the model computes.
+        content: what a published file holds, from published names, the model's options and the extras with which the
+            tensors came; None where it is a state dict as it is, which goes into a safetensors file.
     """
 
     name: str
@@ -34,7 +39,14 @@ class Family:
     from_upstream: Callable[[State], dict[str, Tensor]]
     exports: Mapping[str, Callable[[State], dict[str, Tensor]]]
     options_of: Callable[[State], dict[str, Any]] = field(default=lambda state: {})
-    content: Callable[[State, Mapping[str, Any]], dict[str, Any]] | None = None
+    extras: Callable[[State, Mapping[str, Any]], dict[str, Any]] = field(default=lambda state, rest: {})
+    options_told: Callable[[Mapping[str, Any]], dict[str, Any]] = field(default=lambda extras: {})
+    content: Callable[[State, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] | None = None
+    left_out: Callable[[State, Mapping[str, Any]], list[str]] = field(default=lambda state, rest: [])
+    check_inputs: Callable[[RetrievalModule, State, Mapping[str, Any], str], None] = field(
+        default=lambda model, state, extras, source: None
+    )
+    resolved: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda options: options)
 
 
 FAMILIES = (
@@ -48,7 +60,32 @@ FAMILIES = (
             "conference": lambda state: dual_encoding.to_upstream(state, conference=True),
         },
         options_of=dual_encoding.options_of,
+        extras=dual_encoding.extras,
+        options_told=dual_encoding.options_told,
         content=dual_encoding.file_content,
+    ),
+    Family(
+        "Collaborative Experts",
+        is_ours=collaborative_experts.is_ours,
+        is_published=collaborative_experts.is_published,
+        from_upstream=collaborative_experts.from_upstream,
+        exports={"upstream": collaborative_experts.to_upstream, "moee": collaborative_experts.to_moee},
+        options_of=collaborative_experts.options_of,
+        extras=collaborative_experts.extras,
+        options_told=collaborative_experts.options_told,
+        content=collaborative_experts.file_content,
+        left_out=collaborative_experts.left_out,
+        check_inputs=collaborative_experts.check_inputs,
+        resolved=collaborative_experts.resolved,
+    ),
+    Family(
+        "HowTo100M",
+        is_ours=howto100m.is_ours,
+        is_published=howto100m.is_published,
+        from_upstream=howto100m.from_upstream,
+        exports={"upstream": howto100m.to_upstream},
+        left_out=howto100m.left_out,
+        check_inputs=howto100m.check_inputs,
     ),
     # The last one takes whatever nobody else knows, and says which tensors it does not know either.
     Family(

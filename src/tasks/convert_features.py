@@ -33,8 +33,9 @@ def convert_features(cfg: DictConfig) -> None:
         raise UserError("task.append and task.also at once, expected one of them; unite first, then append the stores")
     if cfg.task.format == "bigfile":
         return _export(FeatureStore.open(source), Path(cfg.task.output or Path(cfg.paths.run_dir) / source.name))
-    found, notes = find_sources(source, trust=cfg.task.trust, suffix=cfg.task.suffix)
-    if (cfg.task.append or cfg.task.also) and len(found) > 1:
+    several = bool(cfg.task.append or cfg.task.also)
+    found, notes = find_sources(source, trust=cfg.task.trust, suffix=cfg.task.suffix, stores=several)
+    if several and len(found) > 1:
         names = ", ".join(one.name for one in found)
         key = "append" if cfg.task.append else "also"
         raise UserError(f"task.{key} with several kinds of features at the source ({names}); give one of them")
@@ -43,7 +44,7 @@ def convert_features(cfg: DictConfig) -> None:
         features = _loaded(cfg, one)
         folder = _folder(cfg, one.name, several=len(found) > 1)
         store = import_source(features, folder, dtype=cfg.task.dtype, nan=cfg.task.nan)
-        notes += [f"{one.name}: {note}" for note in (*features.notes, *_missing(store))]
+        notes += [f"{one.name}: {note}" for note in (*features.notes, *missing_notes(store))]
         rows.append(_row(store, folder))
     Table("features", _COLUMNS, tuple(rows), tuple(notes)).print()
 
@@ -59,7 +60,7 @@ def _loaded(cfg: DictConfig, found: Found) -> Source:
 
 
 def _further(cfg: DictConfig, paths: Iterable[str]) -> list[Source]:
-    return [one.load() for path in paths for one in find_sources(Path(path), trust=cfg.task.trust)[0]]
+    return [one.load() for path in paths for one in find_sources(Path(path), trust=cfg.task.trust, stores=True)[0]]
 
 
 def _check(cfg: DictConfig) -> None:
@@ -81,7 +82,8 @@ def _row(store: FeatureStore, folder: Path) -> tuple[str, ...]:
     return (store.name, *counts, str(folder))
 
 
-def _missing(store: FeatureStore) -> list[str]:
+def missing_notes(store: FeatureStore) -> list[str]:
+    """Which items have no features, as one note; none when all have."""
     listed = [f"{item} ({reason})" for item, reason in list(store.missing.items())[:_LISTED]]
     more = f" and {len(store.missing) - len(listed):,} more" if len(store.missing) > len(listed) else ""
     return [f"missing: {', '.join(listed)}{more}"] if listed else []

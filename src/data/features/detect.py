@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,8 @@ from src.data.features.bigfile import FEATURES, bigfile_source
 from src.data.features.experts import ENDINGS, find_experts
 from src.data.features.hdf5 import hdf5_source
 from src.data.features.pickles import pickle_source
-from src.data.features.source import Source
-from src.data.features.store import MANIFEST, PLAN
+from src.data.features.source import Source, Value
+from src.data.features.store import MANIFEST, PLAN, FeatureStore
 from src.errors import UserError
 
 HDF5 = (".h5", ".hdf5", ".hickle")
@@ -45,7 +45,9 @@ def holds_features(path: Path) -> bool:
     return path.suffix in (*HDF5, ".npz", ".npy") or (path.suffix in ENDINGS and not zipfile.is_zipfile(path))
 
 
-def find_sources(path: Path, *, trust: bool = False, suffix: str | None = None) -> tuple[list[Found], list[str]]:
+def find_sources(
+    path: Path, *, trust: bool = False, suffix: str | None = None, stores: bool = False
+) -> tuple[list[Found], list[str]]:
     """The features at a path, and notes about files that are left out.
 
     Args:
@@ -53,6 +55,7 @@ def find_sources(path: Path, *, trust: bool = False, suffix: str | None = None) 
             hickle or pickle file.
         trust: pickles may name any class and thereby run code.
         suffix: of .npy files: only those whose name ends so.
+        stores: a store of ours counts as well, to be put beside or behind other features.
 
     Raises:
         UserError: nothing there, or nothing that is known.
@@ -61,6 +64,9 @@ def find_sources(path: Path, *, trust: bool = False, suffix: str | None = None) 
         return [_of_file(path, trust)], []
     if not path.is_dir():
         raise UserError(f"{path}: not found, expected a file or folder of features; check task.source")
+    if is_store(path) and stores:
+        store = FeatureStore.open(path)
+        return [Found(store.name, partial(store_source, store))], []
     if is_store(path):
         raise UserError(f"{path} is a feature store already; add task.format=bigfile to write it as BigFile")
     bigfiles = [folder for folder in (path, *sorted(path.iterdir())) if (folder / FEATURES).is_file()]
@@ -90,6 +96,17 @@ def _of_file(path: Path, trust: bool) -> Found:
         f"{path}: found the ending {path.suffix!r}, expected .pickle, .pkl, .hickle, .h5, .hdf5 or .npz, or the folder "
         "that holds it"
     )
+
+
+def store_source(store: FeatureStore) -> Source:
+    """A store of ours as a source, its missing items included."""
+
+    def read(ids: Sequence[str]) -> Iterator[Value]:
+        for item in ids:
+            yield store.missing[item] if item in store.missing else store.get(item)
+
+    ids = (*store.ids, *store.missing)
+    return Source(store.name, ids, read, {"store": store.name, "fingerprint": store.fingerprint})
 
 
 def _same(source: Source) -> Source:

@@ -19,7 +19,7 @@ from src.data.features.source import Source
 from src.errors import UserError
 
 # Where the features lie below the folder that the user names, tried in this order.
-ROOTS = ("high-quality/structured-symlinks", "structured-symlinks", "symlinked-feats", ".")
+ROOTS = ("high-quality/structured-symlinks", "structured-symlinks", "symlinked-feats", "challenge-release-1", ".")
 ENDINGS = (".pickle", ".pkl", ".hickle")
 # The first file that is there counts; data sets differ.
 NAMED: dict[str, tuple[str, ...]] = {
@@ -64,6 +64,7 @@ NAMED_TEXTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("openai-train.pkl", "openai-val1.pkl"),
     )
 }
+TEXT = "text."  # beginning of the names of features of captions
 TEXT_FOLDERS = ("aggregated_text_feats", "text_embeddings", "text-embeddings")
 MAPPING = "dict_youtube_mapping.pkl"  # MSVD: YouTube id -> the other id by which its caption features are keyed
 # Stride that the number at the end of an expert's name stands for, by type; others are named by their stride.
@@ -111,6 +112,8 @@ class ExpertFile:
             source = hdf5_source(self.files[0], self.name, trust=trust)
         else:
             source = pickle_source(self.files, self.name, trust=trust)
+        if self.name.startswith(TEXT):
+            source = _numbered(source)
         if self.mapping is not None:
             source = _translated(source, self.mapping, trust=trust)
         return cut_ids(source) if self.cut_ids else source
@@ -135,7 +138,7 @@ def find_experts(folder: Path) -> ExpertFolder:
     """Every expert in a folder of Collaborative Experts, or in the places below it where the archives put them."""
     for root in (folder / place for place in ROOTS):
         files = {path.relative_to(root).as_posix(): path for path in _files(root)}
-        cut = "didemo" in (part.lower() for part in root.resolve().parts)
+        cut = "didemo" in (part.lower() for part in (*root.absolute().parts, *root.resolve().parts))
         experts: dict[str, ExpertFile] = {}
         for expert in (*_named(files, cut), *_texts(files, cut), *_derived(files, cut)):
             experts.setdefault(expert.name, expert)
@@ -179,7 +182,7 @@ def _texts(files: Mapping[str, Path], cut: bool) -> Iterator[ExpertFile]:
     for place, path in files.items():
         folder, _, file = place.rpartition("/")
         if folder in TEXT_FOLDERS and file not in named and "captions" not in file:
-            yield ExpertFile(f"text.{path.stem}", (path,), cut_ids=cut)
+            yield ExpertFile(TEXT + path.stem, (path,), cut_ids=cut)
     mapping = next((path for path in files.values() if path.name == MAPPING), None)
     for name, choices in NAMED_TEXTS.items():
         for parts in choices:
@@ -199,6 +202,13 @@ def _derived(files: Mapping[str, Path], cut: bool) -> Iterator[ExpertFile]:
         name = f"{kind}.{file['model']}.{numbers[0] if numbers else f'stride{stride}'}"
         aggregation = "" if file["agg"] == "avg" else f".{file['agg']}"
         yield ExpertFile(name + aggregation + (file["logits"] or ""), (path,), cut_ids=cut)
+
+
+def _numbered(source: Source) -> Source:
+    """The source with a number for captions of videos that have a single array in place of a list of them."""
+    if all("#" in item for item in source.ids):
+        return source
+    return source.renamed(lambda item: item if "#" in item else f"{item}#0", "one caption a video")
 
 
 def _translated(source: Source, mapping: Path, *, trust: bool) -> Source:

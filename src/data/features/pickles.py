@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from src.data.features.source import Source, Value, as_rows, describe_files
+from src.data.features.teachers import is_teacher, teacher_source
 from src.errors import UserError
 
 Array = np.ndarray
@@ -72,6 +73,8 @@ def _allowed() -> dict[tuple[str, str], Any]:
         table[copyreg, "_reconstructor"] = _new_object
     table |= {("collections", "OrderedDict"): OrderedDict, ("collections", "defaultdict"): defaultdict}
     table[("_codecs", "encode")] = _latin1
+    # An ExpertStore names the class of its numbers, beside the matrix that knows it anyway.
+    table |= {("numpy", name): name for name in ("float16", "float32", "float64")}
     return table | {(module, "ExpertStore"): ExpertStore for module in _STORE_MODULES}
 
 
@@ -125,7 +128,8 @@ def pickle_source(files: Sequence[Path], name: str, *, trust: bool = False) -> S
     """The features in one pickle, or in several that hold different items.
 
     An item is an array (dim,), (1, dim) or (steps, dim), or NaN where it is missing. A list of arrays holds one for
-    each caption of a video: they become the items `<video>#<number>`.
+    each caption of a video: they become the items `<video>#<number>`. A teacher's embeddings become scores
+    (`src.data.features.teachers`).
 
     Raises:
         UserError: not a dict, or not of features; an item in two files.
@@ -133,7 +137,10 @@ def pickle_source(files: Sequence[Path], name: str, *, trust: bool = False) -> S
     values: dict[str, object] = {}
     for path in files:
         with path.open("rb") as file:
-            found = items_of(load_pickle(file, str(path), trust=trust), str(path))
+            content = load_pickle(file, str(path), trust=trust)
+        if len(files) == 1 and is_teacher(content):
+            return teacher_source(name, content, str(path), describe_files("pickle of a teacher", files))
+        found = items_of(content, str(path))
         shared = values.keys() & found.keys()
         if shared:
             raise UserError(

@@ -36,6 +36,7 @@ class Source:
         read: ids -> for each of them its rows, or the reason why it has none; reads as little as it can at a time.
         recipe: which files, of which format, with their sha256.
         notes: what the user should know about the files.
+        dtype: in which the numbers are stored unless the user says; None = as they are.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Source:
     read: Callable[[Sequence[str]], Iterator[Value]]
     recipe: Mapping[str, Any]
     notes: tuple[str, ...] = field(default=())
+    dtype: StoreDtype | None = None
 
     def renamed(self, rename: Callable[[str], str], rule: str) -> Source:
         """The same rows under other ids.
@@ -61,12 +63,10 @@ class Source:
                 f"{self.name}: items {twice!r} and {old[rename(twice)]!r} both become {rename(twice)!r} ({rule}); "
                 "import them with their own ids"
             )
-        return replace(
-            self,
-            ids=tuple(old),
-            read=lambda ids: self.read([old[item] for item in ids]),
-            recipe={**self.recipe, "ids": rule},
-        )
+        recipe = {**self.recipe, "ids": rule}
+        if "videos" in recipe:  # columns of a teacher
+            recipe["videos"] = [rename(video) for video in recipe["videos"]]
+        return replace(self, ids=tuple(old), read=lambda ids: self.read([old[item] for item in ids]), recipe=recipe)
 
 
 def import_source(
@@ -77,7 +77,7 @@ def import_source(
     Args:
         source: where from.
         folder: the store's.
-        dtype: of the stored numbers; None = that of the source, at most float32.
+        dtype: of the stored numbers; None = what the source says, else that of its numbers, at most float32.
         nan: "error" = a NaN or infinite number among an item's rows stops the import; "missing" = the item is stored
             as missing, with that reason. An item of nothing but NaN is missing in any case.
 
@@ -88,7 +88,7 @@ def import_source(
         UserError: no item has features, rows of different lengths, NaN, or the disk is full.
     """
     first_id, first = _first(source)
-    kept: StoreDtype = dtype or ("float16" if first.dtype == np.float16 else "float32")
+    kept: StoreDtype = dtype or source.dtype or ("float16" if first.dtype == np.float16 else "float32")
     writer = StoreWriter(
         folder,
         name=source.name,
