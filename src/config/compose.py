@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -163,6 +164,8 @@ def _check_word(override: Override, loader: ConfigLoader) -> None:
     key = override.key_or_group
     if key.split(".")[-1] == "_target_":
         raise UserError(f"{key} cannot be set in the command line; add a yaml file to conf/{key.split('.')[0]}")
+    if override.is_delete() and key in GROUPS:  # other groups may follow its choice
+        raise UserError(f"the group '{key}' was removed, expected one option of it; give {key}=…")
     top = key.split(".")[0].split("/")[0]
     is_group = bool(loader.get_group_options(key))
     known = {*GROUPS, "experiment", *_root_keys(), "hydra"}
@@ -173,9 +176,10 @@ def _check_word(override: Override, loader: ConfigLoader) -> None:
         raise UserError(f"unknown group '{key}' in the command line{hint(key, known)}")
 
 
-def _root_keys() -> list[str]:
+@cache
+def _root_keys() -> tuple[str, ...]:
     node = OmegaConf.load(CONF / "config.yaml")
-    return [str(key) for key in node if key != "defaults"]
+    return tuple(str(key) for key in node if key != "defaults")
 
 
 def _check_option(override: Override, loader: ConfigLoader) -> None:

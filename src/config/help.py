@@ -33,7 +33,7 @@ def defaults() -> dict[str, tuple[str, str]]:
     """Group -> its default option and its comment, in the order of the table of contents."""
     found = {}
     for line in (CONF / "config.yaml").read_text(encoding="utf-8").splitlines():
-        match = re.match(r"  - (?:override )?/?(\w+): (.*?)(?: # (.*))?$", line)
+        match = re.match(r"  - (?:override |optional )?/?(\w+): (.*?)(?: # (.*))?$", line)
         if match:
             found[match[1]] = (match[2], match[3] or "")
     return found
@@ -48,7 +48,7 @@ def text() -> str:
         "       python -m src.run -m KEY=A,B ...                         one run per combination, then a table",
     ]
     chosen = defaults()
-    for group in [*(g for g in chosen if g in (*GROUPS, "experiment", "hydra"))]:
+    for group in [*(g for g in chosen if g in (*GROUPS, "recipe", "experiment", "hydra"))]:
         default, comment = chosen[group]
         lines += ["", f"{group} (default {default}): {comment}"]
         for path in sorted((CONF / group).glob("*.yaml")):

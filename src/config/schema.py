@@ -29,6 +29,7 @@ class RunKeys:
     seed: int = 0
     ckpt_path: str | None = None
     selection: Literal["val", "test", "last"] = "val"
+    selection_tie: Literal["first", "last"] = "first"
     ties: Literal["optimistic", "average", "pessimistic"] = "optimistic"
     save_similarity: bool = False
     similarity: str | None = None
@@ -109,6 +110,29 @@ class ExpertEntry:
 
     dim: int
     temporal: bool = False
+    max_steps: int | None = None
+    pad: Literal["longest", "max"] = "longest"
+    store: str | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class TextEntry:
+    """The entry of conf/text: precomputed features of captions.
+
+    Attributes:
+        name: key in `TextBatch.features`.
+        dim: length of one vector.
+        temporal: one vector per token (and a mask) instead of one per caption.
+        max_steps: temporal only: at most so many tokens, the first ones.
+        pad: longest = to the longest caption of a batch; max = always to max_steps.
+        store: name of the feature store; null = the name.
+        path: folder of the store; null = DATA_DIR/DATASET/features/STORE.
+    """
+
+    name: str
+    dim: int
+    temporal: bool = True
     max_steps: int | None = None
     pad: Literal["longest", "max"] = "longest"
     store: str | None = None

@@ -26,7 +26,7 @@ from src.errors import UserError
 MISSING = "???"
 # Groups that a task may do without (its `uses`), then those that every run has.
 PARTS = (
-    *("dataset", "split", "model", "experts", "extractor"),
+    *("dataset", "split", "model", "experts", "text", "extractor"),
     *("optimizer", "scheduler", "trainer", "logger", "callbacks"),
 )
 GROUPS = ("task", *PARTS, "paths")
@@ -114,7 +114,8 @@ def _check_group(group: str, values: dict[str, Any], context: Context) -> None:
     if not isinstance(value, dict):
         raise UserError(f"{group} is {types.found_words(value)}, expected one option of the group; give {group}=…")
     if group in _RECORDS:
-        check_value(_RECORDS[group], value, group)
+        if value or group not in _MAY_BE_EMPTY:
+            check_value(_RECORDS[group], value, group)
         return
     facts = {key: value[key] for key in DECLARED.get(group, ()) if key in value}
     if facts:
@@ -142,7 +143,9 @@ _RECORDS: dict[str, types.Type] = {
     "split": types.Record("src.data.splits.SplitSpec"),
     "paths": types.Record(f"{schema}.Paths"),
     "experts": types.Table(types.Scalar("str"), types.Record(f"{schema}.ExpertEntry")),
+    "text": types.Record(f"{schema}.TextEntry"),
 }
+_MAY_BE_EMPTY = ("text",)  # records that a run may do without
 
 
 def _check_nested(value: Any, path: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
@@ -20,7 +20,6 @@ from src.callbacks import AtomicCheckpointIO
 from src.config.schema import DECLARED
 from src.data.datamodule import RetrievalDataModule
 from src.data.splits import SplitSpec
-from src.extractors.base import Extractor
 from src.models.base import OptimizerFactory, RetrievalModule, SchedulerFactory
 from src.reports.trecvid import Submission
 
@@ -73,14 +72,29 @@ def experts_of(cfg: DictConfig) -> tuple[ExpertSpec, ...]:
     return tuple(ExpertSpec(name, **{k: v for k, v in entry.items() if k != "path"}) for name, entry in entries)
 
 
+def text_of(cfg: DictConfig) -> tuple[ExpertSpec, ...]:
+    """The chosen entry of conf/text, as models and data take it; nothing for text=none."""
+    entry = {key: value for key, value in plain(cfg.text).items() if key != "path"}
+    return (ExpertSpec(**entry),) if entry else ()
+
+
 def store_folders(cfg: DictConfig) -> dict[str, Path]:
-    """Name of each feature store that the chosen experts read -> its folder."""
+    """Name of each feature store that the experts, text features and teachers of the run read -> its folder."""
     default = Path(cfg.paths.data_dir) / cfg.dataset.name / "features"
-    entries = {entry.get("store") or name: entry.get("path") for name, entry in plain(cfg.experts).items()}
-    return {name: Path(path).expanduser() if path else default / name for name, path in entries.items()}
+    experts, text = plain(cfg.experts), plain(cfg.text)
+    entries = [*experts.items(), *([(str(text["name"]), text)] if text else [])]
+    folders = {entry.get("store") or name: entry.get("path") for name, entry in entries}
+    folders |= {name: name if "/" in name else None for name in cfg.model.get("teachers") or ()}
+    return {name: Path(path).expanduser() if path else default / name for name, path in folders.items()}
 
 
-def build_extractor(cfg: DictConfig) -> Extractor:
+def extractor_class(cfg: DictConfig) -> type:
+    """What `build_extractor` will make."""
+    return get_class(cfg.extractor._target_)
+
+
+def build_extractor(cfg: DictConfig) -> Any:
+    """An `Extractor`, or a `Teacher`."""
     return _make(plain(cfg.extractor))
 
 

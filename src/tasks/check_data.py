@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +22,7 @@ from src.data.feature_checks import find_in_features
 from src.data.feature_source import FeatureSource, Keys
 from src.data.splits import captions_of
 from src.errors import UserError
-from src.tasks.build import build_datamodule, experts_of
+from src.tasks.build import build_datamodule, experts_of, text_of
 
 # Enough to touch the beginning, the middle and the end of a file.
 PROBE = FrameSpec(num_frames=3, image_size=32)
@@ -30,14 +31,15 @@ PROBE = FrameSpec(num_frames=3, image_size=32)
 def run(cfg: DictConfig) -> None:
     """Check the data set under its split; the list goes to the terminal and to check_data.json in the run folder.
 
-    With experts, a video is at hand when one of them has it, and its file is not asked for.
+    With experts, a video is at hand when one of them has it, and its file is not asked for. Stores of text features are
+    compared with the captions of each part.
 
     Raises:
         UserError: something is wrong; notes alone are no error.
     """
     experts = experts_of(cfg)
     with_files = "frames" in cfg.dataset.provides and not experts
-    datamodule = build_datamodule(cfg, InputSpec(None, PROBE if with_files else None, experts))
+    datamodule = build_datamodule(cfg, InputSpec(None, PROBE if with_files else None, experts, text_of(cfg)))
     datamodule.cache = "none"  # the files themselves are the question
     annotation = datamodule.read()
     probe = FrameSource(PROBE, backend=cfg.dataset.backend, timeout_s=cfg.dataset.timeout_s)
@@ -54,10 +56,12 @@ def run(cfg: DictConfig) -> None:
     lists = {part: annotation.splits.get(name, ()) for part, name in datamodule.split.parts.items()}
     keys = {video.id: video.key for video in annotation.videos}
     items: dict[str, list[Keys]] = {part: [(keys.get(i, i),) for i in ids] for part, ids in lists.items()}
+    words = {part: _caption_keys(datamodule, annotation, part, ids) for part, ids in lists.items()}
     findings += find_in_features(datamodule.experts, items, read_all=cfg.task.decode)
-    findings += datamodule.own_findings()
+    findings += find_in_features(datamodule.text_features, words, read_all=cfg.task.decode)
+    findings += datamodule.own_findings() + _mask(datamodule)
     findings.sort(key=lambda finding: finding.severity)
-    parts = _parts(datamodule, annotation, items, with_files)
+    parts = _parts(datamodule, annotation, items, words, with_files)
     path = Path(cfg.paths.run_dir) / "check_data.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     report = {"parts": parts, "findings": [asdict(finding) for finding in findings]}
@@ -69,8 +73,31 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"data set {datamodule.name!r} is not clean: {kinds}; every item is listed in {path}")
 
 
+def _mask(datamodule: RetrievalDataModule) -> list[Finding]:
+    """The captions that the mask leaves out of training, or why it cannot be used."""
+    try:
+        kept = datamodule.kept_captions
+    except UserError as error:
+        return [Finding("error", "unusable caption mask", "train", (str(error),))]
+    if kept is None or kept.kept_N.all():
+        return []
+    captions = datamodule.applied.part("train").captions
+    keys = tuple(captions[index].keys[0] for index in np.flatnonzero(~kept.kept_N))
+    return [Finding("note", "caption left out of training", "train", keys)]
+
+
+def _caption_keys(datamodule: RetrievalDataModule, annotation: Annotation, part: str, ids: Sequence[str]) -> list[Keys]:
+    """The keys of every caption of a part, under which text features are stored."""
+    captions = captions_of(datamodule.split, annotation, part, ids)
+    return [caption.keys for of_video in captions.values() for caption in of_video]
+
+
 def _parts(
-    datamodule: RetrievalDataModule, annotation: Annotation, items: dict[str, list[Keys]], with_files: bool
+    datamodule: RetrievalDataModule,
+    annotation: Annotation,
+    items: dict[str, list[Keys]],
+    words: dict[str, list[Keys]],
+    with_files: bool,
 ) -> list[dict[str, Any]]:
     """One row per part: what the files list, and how much of it is at hand."""
     records = {video.id: video for video in annotation.videos}
@@ -87,14 +114,14 @@ def _parts(
         }
         if with_files:
             row["files"] = sum(datamodule.is_available(records[i]) for i in captions if i in records)
-        rows.append(row | _experts_at_hand(datamodule.experts, keys))
+        rows.append(row | _at_hand(datamodule.experts, keys) | _at_hand(datamodule.text_features, words[part]))
     for edition, topics in annotation.topics.items():
         judged = len(annotation.qrels.get(edition, ()))
         rows.append({"part": f"topics {edition}", "captions": len(topics), "judgements": judged})
     return rows
 
 
-def _experts_at_hand(source: FeatureSource, keys: Sequence[Keys]) -> dict[str, int]:
+def _at_hand(source: FeatureSource, keys: Sequence[Keys]) -> dict[str, int]:
     counts = {}
     for spec in source.specs:
         try:

@@ -57,7 +57,10 @@ def _count(module: nn.Module) -> tuple[int, int]:
 
 
 def _input_lines(spec: InputSpec) -> Iterator[str]:
-    yield f"captions: {spec.tokenizer}"
+    if spec.tokenizer is not None or not spec.text_features:
+        yield f"captions: {spec.tokenizer}"
+    for text in spec.text_features:
+        yield f"captions: {text.name}, {text.dim}-d, {'a sequence' if text.temporal else 'one vector a caption'}"
     if spec.frames is not None:
         yield "frames: " + ", ".join(f"{f.name}={getattr(spec.frames, f.name)}" for f in fields(spec.frames))
     for expert in spec.experts:

@@ -23,7 +23,9 @@ from src.data.splits import PARTS
 from src.data.video import Problem, append_problem
 from src.errors import UserError
 from src.extractors.base import Extractor
-from src.tasks.build import build_datamodule, build_extractor, build_trainer, plain
+from src.extractors.teacher import Teacher
+from src.tasks import teacher
+from src.tasks.build import build_datamodule, build_extractor, build_trainer, extractor_class, plain
 from src.tasks.extraction import Extraction, ItemProgress, Source, Work, WorkData
 
 SHOWN_PROBLEMS = 20
@@ -37,6 +39,13 @@ def run(cfg: DictConfig) -> None:
         UserError: nothing to read, nothing could be read, or the folder holds another store.
     """
     check(cfg)
+    if issubclass(extractor_class(cfg), Teacher):
+        filled = teacher.fill(cfg, build_extractor(cfg))
+        if filled is not None:
+            report(cfg, filled[0], {}, filled[1])
+            called = filled[0].path if cfg.task.output else filled[0].plan.name
+            _say(f"let a student imitate it by model.teachers=[{called}]")
+        return
     datamodule = build_datamodule(cfg, InputSpec(tokenizer=None))
     annotation = datamodule.annotation  # data before weights: what is missing shows before anything large is fetched
     extractor = build_extractor(cfg)
@@ -125,7 +134,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(
             "task.retry_failed=true with an array of jobs would redo shards twice; give task.shard_of=[0,1]"
         )
-    if task.dtype not in ("float32", "float16"):
+    if task.dtype not in (None, "float32", "float16"):
         raise UserError(f"task.dtype={task.dtype}, expected float32 or float16")
     for key in ("batch_size", "items_per_shard"):
         if task[key] is not None and task[key] < 1:
@@ -152,7 +161,7 @@ def make_writer(cfg: DictConfig, extractor: Extractor, source: Source) -> StoreW
             Path(cfg.task.output).expanduser() if cfg.task.output else default,
             name=extractor.name,
             dim=extractor.dim,
-            dtype=cfg.task.dtype,
+            dtype=cfg.task.dtype or "float32",
             recipe=recipe,
             ids=list(source),
             items_per_shard=cfg.task.items_per_shard or (CAPTIONS_PER_SHARD if is_text else VIDEOS_PER_SHARD),

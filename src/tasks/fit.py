@@ -11,18 +11,22 @@ from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from src.callbacks import History, MovableCheckpoint, SaveOnSigterm
-from src.data.datamodule import Loaders, RetrievalDataModule
+from src.data.datamodule import RetrievalDataModule
 from src.errors import UserError
 from src.models.base import RetrievalModule
 from src.models.weights import check_fit
-from src.tasks import topic_search
+from src.tasks import prepare_missing, topic_search
 from src.tasks.build import build_datamodule, build_model, build_optimization, build_trainer, empty_model
 from src.tasks.checkpoint import load_weights, read_checkpoint, resolve_checkpoint
+from src.tasks.loaders import Loaders
 from src.tasks.outcome import ResultWriter, optimized_value
 
 SIGTERM_EXIT_CODE = 143
 # What the order of the batches, the schedule or the meaning of the metrics depends on.
-FIXED_BY_A_RUN = ("seed", "dataset.name", "split.name", "dataset.batch_size", "dataset.train_samples")
+FIXED_BY_A_RUN = (
+    *("seed", "dataset.name", "split.name", "dataset.batch_size", "dataset.train_samples"),
+    *("dataset.caption_mask", "model.teachers"),
+)
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -32,10 +36,11 @@ def run(cfg: DictConfig) -> float | None:
         The metric named by `optimized_metric`, for sweeps.
 
     Raises:
-        UserError: a mistake in configuration, data or checkpoint.
+        UserError: a mistake in configuration, data or checkpoint, or a step of `task.prepare` that failed.
         SystemExit: with code 143 after SIGTERM; `checkpoints/last.ckpt` is saved.
     """
     run_dir = Path(cfg.paths.run_dir)
+    prepare_missing.run(cfg)  # the model and the data need what it makes
     # Data before weights: what is missing shows before anything large is fetched.
     datamodule = build_datamodule(cfg, empty_model(cfg).input_spec)
     datamodule.setup()
@@ -43,6 +48,8 @@ def run(cfg: DictConfig) -> float | None:
         cfg.trainer.limit_val_batches = 0  # nothing to validate on, and nothing to select
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg)
+    if cfg.task.weights is not None:
+        load_weights(model, resolve_checkpoint(cfg.task.weights, run_dir, "task.weights"))
     datamodule.select_on("test" if cfg.selection == "test" else "val")
     history = History(run_dir / "metrics.csv")
     writer = ResultWriter(cfg, checkpoint="best" if cfg.selection != "last" else "last", history=history)
@@ -80,10 +87,8 @@ def _checkpoints(cfg: DictConfig, folder: Path) -> list[Callback]:
     last = MovableCheckpoint(filename="last", **common)
     if cfg.selection == "last":
         return [last]
-    return [
-        MovableCheckpoint(filename="best", monitor=cfg.optimized_metric or "val/t2v/R1", mode="max", **common),
-        last,
-    ]
+    monitor, later_wins = cfg.optimized_metric or "val/t2v/R1", cfg.selection_tie == "last"
+    return [MovableCheckpoint(filename="best", monitor=monitor, mode="max", later_wins=later_wins, **common), last]
 
 
 def _configure(cfg: DictConfig, model: RetrievalModule, datamodule: RetrievalDataModule, trainer: Trainer) -> None:
@@ -106,11 +111,12 @@ def _resume_path(cfg: DictConfig, model: RetrievalModule, run_dir: Path) -> Path
         return None
     path = resolve_checkpoint(cfg.ckpt_path, run_dir)
     checkpoint = read_checkpoint(path)
+    model.on_load_checkpoint(checkpoint)  # other words say more than other shapes
     check_fit(model, checkpoint["state_dict"], str(path))
     if "optimizer_states" not in checkpoint:
         raise UserError(
             f"{path} holds weights only, expected a checkpoint of task=fit with its optimiser; "
-            f"start from these weights with model.pretrained={path}, or resume from a last.ckpt"
+            f"start from these weights with task.weights={path}, or resume from a last.ckpt"
         )
     _refuse_changes(cfg, OmegaConf.create(checkpoint["videotext"]["config"]), path)
     return path
@@ -123,5 +129,5 @@ def _refuse_changes(cfg: DictConfig, before: DictConfig, path: Path) -> None:
         if was != now:
             raise UserError(
                 f"{path} was trained with {key}={was}, found {key}={now}, expected the same to resume; "
-                f"type {key}={was}, or start a new run from its weights with task=fit"
+                f"type {key}={was}, or start a new run with task.weights={path}"
             )

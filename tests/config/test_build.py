@@ -32,12 +32,20 @@ def configuration(tmp_path: Path, *words: str) -> DictConfig:
     return at_home
 
 
+# What models on features insist on, and sizes that make them small.
+SMALL = "experts=[face,ocr] model.vlad_clusters.text=2 model.vlad_clusters.ocr=2"
+FEATURES = {
+    "dual_encoding": "experts=imagenet model.vocabulary={folder}/vocabulary.json",
+    **dict.fromkeys(("ce", "moee"), f"{SMALL} model.shared_dim=8"),
+    **dict.fromkeys(("concat", "concat_mix"), SMALL),
+    "mnnet": "experts=s3dg_logits",
+}
+
+
 @pytest.mark.parametrize("option", options("model"))
 def test_model(option: str, tmp_path: Path) -> None:
-    words = []
-    if "vocabulary" in OmegaConf.load(CONF / "model" / f"{option}.yaml"):  # a model on features, with words of its own
-        (tmp_path / "vocabulary.json").write_text('{"words": ["dog"]}')
-        words = [f"model.vocabulary={tmp_path}/vocabulary.json", "experts=imagenet"]
+    (tmp_path / "vocabulary.json").write_text('{"words": ["dog"]}')
+    words = FEATURES.get(option, "").format(folder=tmp_path).split()
     model = build.build_model(configuration(tmp_path, f"model={option}", *words))
     assert isinstance(model, RetrievalModule)
     assert model.input_spec.frames is not None or model.input_spec.experts

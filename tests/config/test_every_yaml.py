@@ -31,6 +31,8 @@ NEEDED = {
     ("task", "extract"): ["extractor=clip"],
     **{("extractor", name): ["extractor.random_weights=true"] for name in ("action", "scene", "vggish")},
     ("extractor", "plugin"): ["extractor.network=module:function"],
+    ("text", "custom"): ["text.name=words", "text.dim=3"],
+    **{("recipe", path.stem): [f"model={path.stem.split('_')[0]}"] for path in (CONF / "recipe").glob("*_*.yaml")},
 }
 
 
@@ -73,7 +75,7 @@ def test_option_composes_and_fits_its_signature(group: str, option: str, tmp_pat
     words += alone(option) if group == "dataset" else []
     words += ["task=extract"] if group == "extractor" and option != "none" else []
     values = configuration(f"{group}={option}", "selection=last", *words)
-    if group not in ("hydra", "experiment"):
+    if group not in ("hydra", "experiment", "recipe"):
         assert group in values
 
 
