@@ -96,6 +96,19 @@ class VideoBatch(_Tensors):
 
 
 @dataclass(frozen=True)
+class TeacherScores(_Tensors):
+    """How well the captions of a batch fit videos, in the view of models that were trained before.
+
+    Attributes:
+        scores: teacher's name -> s_BN, one row for each caption of the batch; perhaps in half precision.
+        video_ids: int64 (N,), the video of each column, ascending; all videos of the batch are among them.
+    """
+
+    scores: Mapping[str, Tensor]
+    video_ids: Tensor
+
+
+@dataclass(frozen=True)
 class PairBatch(_Tensors):
     """A training batch: row i of `text` describes row i of `video`, or row `rows[i]` where `rows` is given.
 
@@ -103,11 +116,13 @@ class PairBatch(_Tensors):
         text: the captions (B).
         video: their videos, one for each caption; or each distinct video once, so that it is encoded once.
         rows: int64 (B,), row of `video` that each caption describes; None = the same row.
+        teachers: what the model should learn to score the pairs like; None = nothing.
     """
 
     text: TextBatch
     video: VideoBatch
     rows: Tensor | None = None
+    teachers: TeacherScores | None = None
 
     def __len__(self) -> int:
         return len(self.text)
@@ -232,9 +247,11 @@ class InputSpec:
         frames: None for models that read no frames.
         experts: precomputed features of videos.
         text_features: precomputed features of captions.
+        teachers: stores of scores that training imitates; evaluation neither reads nor asks for them.
     """
 
     tokenizer: Tokenizer | None
     frames: FrameSpec | None = None
     experts: tuple[ExpertSpec, ...] = ()
     text_features: tuple[ExpertSpec, ...] = ()
+    teachers: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from pytorch_lightning import LightningDataModule
 
 from src.batch import InputSpec, PairBatch, TextBatch, VideoBatch
 from src.data.annotation import Annotation, CaptionRecord, VideoRecord
+from src.data.caption_mask import KeptCaptions, apply_mask, captions_to_train_on
 from src.data.caption_tokens import CaptionTokens
 from src.data.checks import Finding
 from src.data.datasets import (
@@ -32,6 +33,7 @@ from src.data.feature_source import FeatureSource
 from src.data.loader import BatchLoader, worker_options
 from src.data.samplers import ShardBatchSampler, TrainBatchSampler
 from src.data.splits import AppliedSplit, SplitPart, SplitSpec, apply_split
+from src.data.teachers import TeacherSource
 from src.data.video import Backend, Problem, read_problems
 from src.errors import UserError
 
@@ -64,7 +66,9 @@ class RetrievalDataModule(LightningDataModule, ABC):
         encode_videos_once: captions of one training batch that describe the same video share one decoded and encoded
             video. Less work where videos have many captions; they then also share its frame jitter and dropout.
         bucket_by_length: samples of similar length (tokens, feature steps) meet in a batch, for less padding.
-        stores: name -> folder of the feature stores that the experts of the run read.
+        drop_last: leave the last batch of an epoch out where it is not full; false: train on it, too.
+        caption_mask: file that says which training captions are left out; `src.data.caption_mask`. None = none.
+        stores: name -> folder of the feature stores that the run reads.
     """
 
     name: str
@@ -84,6 +88,8 @@ class RetrievalDataModule(LightningDataModule, ABC):
     keep_groups_together: bool = False
     encode_videos_once: bool = False
     bucket_by_length: bool = False
+    drop_last: bool = True
+    caption_mask: str | None = None
     stores: dict[str, Path] = field(default_factory=dict)
     val_part: Literal["val", "test"] = field(default="val", init=False)
 
@@ -128,7 +134,10 @@ class RetrievalDataModule(LightningDataModule, ABC):
     def applied(self) -> AppliedSplit:
         """The split's parts and what was left out of them."""
         needs_files = self.inputs.frames is not None or bool(self.inputs.experts)
-        return apply_split(self.split, self.annotation, available=self.is_available if needs_files else None)
+        features = [spec.name for spec in self.experts.specs] if self.inputs.frames is None else []
+        return apply_split(
+            self.split, self.annotation, available=self.is_available if needs_files else None, features=features
+        )
 
     @cached_property
     def source(self) -> FrameSource:
@@ -156,6 +165,23 @@ class RetrievalDataModule(LightningDataModule, ABC):
     def text_features(self) -> FeatureSource:
         """Reads the precomputed features of captions."""
         return FeatureSource(self.inputs.text_features, self.stores, "caption")
+
+    @cached_property
+    def kept_captions(self) -> KeptCaptions | None:
+        """The training captions that the mask leaves; None without mask.
+
+        Raises:
+            UserError: the file cannot be used.
+        """
+        if self.caption_mask is None:
+            return None
+        return apply_mask(Path(self.caption_mask).expanduser(), self.applied.part("train"))
+
+    @cached_property
+    def trained_captions(self) -> np.ndarray | None:
+        """bool (N,), captions of the train part to train on; None = all of them."""
+        features = self.text_features if self.inputs.tokenizer is None else None
+        return captions_to_train_on(self.applied.part("train"), self.kept_captions, features)
 
     def is_available(self, video: VideoRecord) -> bool:
         """Whether the video's file, its frames in the disk cache, or at least one of its experts are at hand."""
@@ -191,6 +217,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
         """Loader of `PairBatch`; its order depends on (seed, epoch) only."""
         self.training_experts.check()
         part = self.part("train")
+        teachers = self._teachers(part)
         sampler = self._train_sampler(*self._rank_and_world_size())
         used, total = len(sampler) * self.batch_size, len(sampler.videos)
         if total - used > max(self.batch_size, total // 20):
@@ -206,8 +233,9 @@ class RetrievalDataModule(LightningDataModule, ABC):
             batch_sampler=sampler,
             collate_fn=PairCollate(
                 VideoCollate(part, self.inputs, self.training_experts),
-                self._caption_collate(part),
+                self.caption_collate(part),
                 self.encode_videos_once,
+                teachers,
             ),
             keep_length=True,
             **self._worker_options(sampler.batch_size),
@@ -258,7 +286,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
         return BatchLoader(
             CaptionItems(part),
             batch_sampler=ShardBatchSampler(len(part.captions), self.eval_batch_size, *self._rank_and_world_size()),
-            collate_fn=self._caption_collate(part),
+            collate_fn=self.caption_collate(part),
             generator=torch.Generator().manual_seed(self.seed),
         )
 
@@ -282,7 +310,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
         chosen = self.part(part)
         per_video = chosen.captions_per_video()
         same = len(set(per_video)) == 1
-        return {
+        facts: dict[str, Any] = {
             "dataset": self.name,
             "split": self.split.name,
             "subset": self.split.subset,
@@ -295,6 +323,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
             "excluded": self.applied.excluded_counts(part),
             "without_expert": self.experts.lacking((video.key,) for video in chosen.videos),
         }
+        return facts | ({"caption_mask": self.kept_captions.words()} if self.kept_captions is not None else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing to save: the order of an epoch follows from (seed, epoch)."""
@@ -318,10 +347,27 @@ class RetrievalDataModule(LightningDataModule, ABC):
             unique_videos=self.unique_videos_in_batch,
             groups=[part.videos[video].group for video in videos] if self.keep_groups_together else None,
             lengths=self._lengths(pairs) if self.bucket_by_length else None,
+            drop_last=self.drop_last,
         )
 
     def _pairs(self, part: SplitPart) -> TrainPairs:
-        return TrainPairs(part, self.source, self.seed, self.train_samples, self.encode_videos_once)
+        return TrainPairs(
+            part,
+            self.source,
+            self.seed,
+            self.train_samples,
+            self.encode_videos_once,
+            kept=self.trained_captions,
+        )
+
+    def _teachers(self, part: SplitPart) -> TeacherSource | None:
+        """Reads the scores that training imitates; None when the model has no teachers."""
+        if not self.inputs.teachers:
+            return None
+        several = self._rank_and_world_size()[1] > 1
+        source = TeacherSource(self.inputs.teachers, self.stores, part, split=self.split.name, whole_rows=several)
+        source.check()
+        return source
 
     def _lengths(self, pairs: TrainPairs) -> np.ndarray:
         """What a sample adds to the padding of its batch: tokens of its caption, or steps of its longest expert."""
@@ -331,7 +377,8 @@ class RetrievalDataModule(LightningDataModule, ABC):
             captions = np.maximum(captions, features)
         return pairs.sample_lengths(captions, self.experts.lengths([(video.key,) for video in pairs.part.videos]))
 
-    def _caption_collate(self, part: SplitPart) -> CaptionCollate:
+    def caption_collate(self, part: SplitPart) -> CaptionCollate:
+        """Makes batches of captions of a part, named by their positions."""
         return CaptionCollate(part, self._tokens_of(part), self.text_features)
 
     def _tokens_of(self, part: SplitPart) -> CaptionTokens:
@@ -350,29 +397,3 @@ class RetrievalDataModule(LightningDataModule, ABC):
 
     def _worker_options(self, batch_size: int) -> dict[str, Any]:
         return worker_options(self.num_workers, self.seed, self.timeout_s * batch_size)
-
-
-class Loaders(LightningDataModule):
-    """What a trainer gets of a benchmark: the loaders.
-
-    The benchmarks are dataclasses, and Lightning takes dataclasses among the arguments of a spawned process apart
-    to look for modules; it refuses frozen ones, such as the split. This plain object is left whole.
-    """
-
-    def __init__(self, benchmark: RetrievalDataModule) -> None:
-        super().__init__()
-        self.benchmark = benchmark
-        self.allow_zero_length_dataloader_with_multiple_devices = True
-
-    def setup(self, stage: str) -> None:
-        self.benchmark.trainer = self.trainer
-        self.benchmark.setup(stage)
-
-    def train_dataloader(self) -> BatchLoader[PairBatch]:
-        return self.benchmark.train_dataloader()
-
-    def val_dataloader(self) -> list[BatchLoader[Any]]:
-        return self.benchmark.val_dataloader()
-
-    def test_dataloader(self) -> list[BatchLoader[Any]]:
-        return self.benchmark.test_dataloader()

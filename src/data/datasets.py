@@ -22,6 +22,7 @@ from src.data.feature_source import FeatureSource, Keys
 from src.data.frame_cache import FrameCache, load_frames
 from src.data.samplers import SampleKey
 from src.data.splits import SplitPart
+from src.data.teachers import TeacherSource
 from src.data.video import Backend, Problem, VideoError, append_problem, resolve_backend
 
 CacheMode = Literal["none", "memory", "disk"]
@@ -158,6 +159,7 @@ class TrainPairs(Dataset[PairItem | None]):
         seed: of the run.
         samples: what an index means.
         share_videos: samples of one batch that describe the same video share its frames, decoded once.
+        kept: bool (N,), captions to train on; videos of which none is kept are left out. None = all.
     """
 
     def __init__(
@@ -167,18 +169,23 @@ class TrainPairs(Dataset[PairItem | None]):
         seed: int,
         samples: TrainSamples = "all_captions",
         share_videos: bool = False,
+        *,
+        kept: np.ndarray | None = None,
     ) -> None:
         self.part = part
         self.source = source
         self.seed = seed
         self.samples = samples
         self.share_videos = share_videos
+        self._captions = list(range(len(part.captions))) if kept is None else np.flatnonzero(kept).tolist()
         self._captions_of: list[list[int]] = [[] for _ in part.videos]
-        for caption, video in enumerate(part.video_index):
-            self._captions_of[video].append(caption)
+        for caption in self._captions:
+            self._captions_of[part.video_index[caption]].append(caption)
+        every = range(len(part.videos))
+        self._videos = list(every) if kept is None else [video for video in every if self._captions_of[video]]
 
     def __len__(self) -> int:
-        return len(self.part.captions if self.samples == "all_captions" else self.part.videos)
+        return len(self._captions if self.samples == "all_captions" else self._videos)
 
     def __getitem__(self, key: SampleKey) -> PairItem | None:
         """Return the sample, or None when its video cannot be read."""
@@ -198,7 +205,9 @@ class TrainPairs(Dataset[PairItem | None]):
 
     def sample_videos(self) -> list[int]:
         """Video of each sample, for the batch sampler."""
-        return list(self.part.video_index if self.samples == "all_captions" else range(len(self.part.videos)))
+        if self.samples == "one_per_video":
+            return list(self._videos)
+        return [self.part.video_index[caption] for caption in self._captions]
 
     def sample_lengths(self, captions: np.ndarray, videos: np.ndarray) -> np.ndarray:
         """Length of each sample, from those of all captions and all videos; a video counts with its longest caption.
@@ -207,20 +216,22 @@ class TrainPairs(Dataset[PairItem | None]):
             captions: int64 (N_captions,).
             videos: int64 (N_videos,).
         """
+        own = np.array(self.part.video_index, dtype=np.int64)[self._captions]
         if self.samples == "all_captions":
-            return np.maximum(captions, videos[list(self.part.video_index)])
+            return np.maximum(captions[self._captions], videos[own])
         longest = videos.copy()
-        np.maximum.at(longest, list(self.part.video_index), captions)
-        return longest
+        np.maximum.at(longest, own, captions[self._captions])
+        return longest[self._videos]
 
     def _draw(self, epoch: int, index: int) -> tuple[int, int, np.random.Generator | None]:
         """Caption and video of a sample, and the generator for what else is random in it."""
-        if self.samples == "all_captions" and self.source.spec is None:
-            return index, self.part.video_index[index], None
-        rng = np.random.default_rng([self.seed, epoch, index])
-        if self.samples == "all_captions":
-            return index, self.part.video_index[index], rng
-        return int(rng.choice(self._captions_of[index])), index, rng
+        if self.samples == "one_per_video":
+            rng = np.random.default_rng([self.seed, epoch, index])
+            video = self._videos[index]
+            return int(rng.choice(self._captions_of[video])), video, rng
+        caption = self._captions[index]
+        drawn = None if self.source.spec is None else np.random.default_rng([self.seed, epoch, index])
+        return caption, self.part.video_index[caption], drawn
 
 
 class VideoItems(Dataset[VideoItem | None]):
@@ -318,21 +329,34 @@ class PairCollate:
         videos: makes the video side.
         captions: makes the text side.
         share_videos: each distinct video once, and `PairBatch.rows` to say which caption it belongs to.
+        teachers: reads what teachers think of the pairs; None without teachers.
     """
 
-    def __init__(self, videos: VideoCollate, captions: CaptionCollate, share_videos: bool = False) -> None:
+    def __init__(
+        self,
+        videos: VideoCollate,
+        captions: CaptionCollate,
+        share_videos: bool = False,
+        teachers: TeacherSource | None = None,
+    ) -> None:
         self.videos = videos
         self.captions = captions
         self.share_videos = share_videos
+        self.teachers = teachers
 
     def __call__(self, items: Sequence[PairItem | None]) -> PairBatch | None:
         readable = [item for item in items if item is not None]
         if not readable:
             return None
-        text = self.captions([item.caption for item in readable])
+        captions = [item.caption for item in readable]
+        scores = None
+        if self.teachers is not None:
+            scores = self.teachers.batch(captions, [item.video for item in readable])
+        text = self.captions(captions)
         if not self.share_videos:
-            return PairBatch(text, self.videos.batch([i.video for i in readable], [i.frames for i in readable]))
+            video = self.videos.batch([i.video for i in readable], [i.frames for i in readable])
+            return PairBatch(text, video, teachers=scores)
         distinct = {item.video: item.frames for item in readable}
         row_of = {video: row for row, video in enumerate(distinct)}
         rows_B = torch.tensor([row_of[item.video] for item in readable])
-        return PairBatch(text, self.videos.batch(list(distinct), list(distinct.values())), rows_B)
+        return PairBatch(text, self.videos.batch(list(distinct), list(distinct.values())), rows_B, scores)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from src.batch import ExpertSpec
 from src.data.checks import Finding, Severity
 from src.data.feature_source import FeatureSource, Keys
 from src.data.features.store import FeatureStore
@@ -26,7 +25,7 @@ def find_in_features(
     """
     findings: list[Finding] = []
     for spec in source.specs:
-        where = f"expert {spec.name}"
+        where = source.called(spec)
         try:
             store = source.store(spec)
         except UserError as error:
@@ -36,25 +35,23 @@ def find_in_features(
             item = f"found {store.dim}, expected {spec.dim}"
             findings.append(Finding("error", "wrong dimension", where, (item,)))
         for part, keys in items.items():
-            findings += _gaps(spec, store, part, keys)
+            findings += _gaps(f"{part}, {where}", source.item, store, keys)
         if read_all:
             findings += _some("error", "altered file", where, store.verify())
             findings += _some("error", "NaN or infinite feature", where, store.nonfinite())
     return findings
 
 
-def _gaps(spec: ExpertSpec, store: FeatureStore, part: str, items: Sequence[Keys]) -> list[Finding]:
+def _gaps(where: str, item: str, store: FeatureStore, items: Sequence[Keys]) -> list[Finding]:
     """Items that the store has nothing of: with its reason when it knows the item, as strangers otherwise."""
     lacking = [keys for keys in items if not any(key in store for key in keys)]
     if items and len(lacking) == len(items):
         example = f"of {len(items)} items the store has none (first: {', '.join(items[0]) or 'without key'})"
-        return [Finding("error", "other ids than the store", f"{part}, expert {spec.name}", (example,))]
+        return [Finding("error", "other ids than the store", where, (example,))]
     known = [f"{keys[0]}: {store.missing[keys[0]]}" for keys in lacking if keys and keys[0] in store.missing]
     strangers = [", ".join(keys) for keys in lacking if not keys or keys[0] not in store.missing]
-    where = f"{part}, expert {spec.name}"
-    return _some("note", "item without the expert", where, known) + _some(
-        "note", "item that was never extracted", where, strangers
-    )
+    without = "item without the expert" if item == "video" else "caption without the features"
+    return _some("note", without, where, known) + _some("note", "item that was never extracted", where, strangers)
 
 
 def _some(severity: Severity, kind: str, where: str, items: Sequence[str]) -> list[Finding]:

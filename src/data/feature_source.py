@@ -43,7 +43,7 @@ class FeatureSource:
         self._stores: dict[str, FeatureStore] = {}
         for spec in self.specs:
             if spec.pad == "max" and spec.max_steps is None:
-                raise UserError(f"expert {spec.name!r} pads to max_steps, but max_steps is not given; set it")
+                raise UserError(f"{self.called(spec)} pads to max_steps, but max_steps is not given; set it")
 
     def __bool__(self) -> bool:
         return bool(self.specs)
@@ -57,9 +57,10 @@ class FeatureSource:
         for spec in self.specs:
             store = self.store(spec)
             if store.dim != spec.dim:
+                key = f"experts.{spec.name}.dim" if self.item == "video" else "text.dim"
                 raise UserError(
-                    f"expert {spec.name!r} has dim {spec.dim} in the configuration, but {store.dim} in "
-                    f"{self._folder(spec)}; set experts.{spec.name}.dim={store.dim}, or give the right store"
+                    f"{self.called(spec)} has dim {spec.dim} in the configuration, but {store.dim} in "
+                    f"{self._folder(spec)}; set {key}={store.dim}, or give the right store"
                 )
 
     def store(self, spec: ExpertSpec) -> FeatureStore:
@@ -126,11 +127,16 @@ class FeatureSource:
         name = spec.store or spec.name
         if name not in self.folders:
             known = ", ".join(self.folders) or "none"
+            group = "experts" if self.item == "video" else "text"
             raise UserError(
                 f"the model reads the {self.item} features {name!r}, but only these are configured: {known}; "
-                f"add the store to conf/experts, or choose another option of the group experts"
+                f"add the store to conf/{group}, or choose another option of the group {group}"
             )
         return self.folders[name]
+
+    def called(self, spec: ExpertSpec) -> str:
+        """What a message calls the features: `expert ocr` or `text feature openai`."""
+        return f"{'expert' if self.item == 'video' else 'text feature'} {spec.name}"
 
 
 def _pad(rows_ND: np.ndarray, steps_B: np.ndarray, spec: ExpertSpec) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 
     A global batch (`batch_size` samples for each of `world_size` processes) is a run of consecutive samples of
     the epoch's permutation; process r takes the r-th slice of it. So 1, 2 and 4 processes with the same global
-    batch size train on the same global batches. The last, incomplete one is dropped.
+    batch size train on the same global batches. The last, incomplete one is dropped unless `drop_last` is false.
 
     Args:
         videos: video of each sample; its length is the number of samples.
@@ -38,9 +38,11 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         lengths: length of each sample (tokens, steps). Samples of similar length meet in a batch, so that little is
             padded: within runs of `BUCKET_BATCHES` batches of the permutation, samples are sorted by length, then
             the batches are shuffled. None = lengths do not matter.
+        drop_last: false: the last batch is shared out evenly, as long as every process has two samples or more:
+            one alone has no negatives. What cannot be shared out is dropped.
 
     Raises:
-        UserError: there are fewer samples than one global batch, or the options leave no full batch.
+        UserError: there are fewer samples than one global batch, or the options leave no full batch, or contradict.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         unique_videos: bool = False,
         groups: Sequence[str | None] | None = None,
         lengths: np.ndarray | None = None,
+        drop_last: bool = True,
     ) -> None:
         self.videos = np.asarray(videos, dtype=np.int64)
         self.batch_size = batch_size
@@ -69,8 +72,11 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         # Lightning announces the epoch to `batch_sampler.sampler`.
         self.sampler = self
         self._packed: tuple[int, list[list[int]]] | None = None
-        self._check()
-        self._num_batches = len(self.videos) // self.global_batch if self._is_plain else len(self._pack(0))
+        rest = len(self.videos) % max(self.global_batch, 1) // world_size
+        self._rest = 0 if drop_last or rest < 2 else rest * world_size  # samples of the last, incomplete batch
+        self._check(drop_last)
+        whole = len(self.videos) // self.global_batch if self._is_plain else len(self._pack(0))
+        self._num_batches = whole + (self._rest > 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches the next iteration yields; resuming an epoch needs nothing else."""
@@ -82,9 +88,9 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch, done = self.epoch, self.start
         self.start = 0
-        first = self.rank * self.batch_size
         for batch in islice(self.global_batches(epoch), done, None):
-            yield [(epoch, int(index)) for index in batch[first : first + self.batch_size]]
+            share = len(batch) // self.world_size
+            yield [(epoch, int(index)) for index in batch[self.rank * share : (self.rank + 1) * share]]
 
     def global_batches(self, epoch: int) -> Iterator[Sequence[int]]:
         """Sample indices of every global batch of an epoch."""
@@ -95,6 +101,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
             yield from (packed[position % len(packed)] for position in self._turns(epoch, len(self)))
             return
         order = self._permutation(epoch)
+        order = order[: len(order) // self.global_batch * self.global_batch + self._rest]
         for batch in self._turns(epoch, len(self)):
             yield order[batch * self.global_batch : (batch + 1) * self.global_batch].tolist()
 
@@ -116,10 +123,15 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
             return np.arange(count)
         return np.random.default_rng([self.seed, epoch, 1]).permutation(count)
 
-    def _check(self) -> None:
+    def _check(self, drop_last: bool) -> None:
         if self.batch_size < 1:
             raise UserError(f"dataset.batch_size={self.global_batch}, expected a positive number")
-        if len(self.videos) < self.global_batch:
+        if not (drop_last or self._is_plain):
+            raise UserError(
+                "dataset.drop_last=false with unique_videos_in_batch or keep_groups_together, whose leftovers fill no "
+                "batch; choose one of them"
+            )
+        if len(self.videos) < self.global_batch and not self._rest:
             raise UserError(
                 f"the train part has {len(self.videos)} samples, fewer than one batch of {self.global_batch} "
                 f"({self.world_size} processes); set dataset.batch_size={self._largest_batch()} or smaller"

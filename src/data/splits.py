@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Literal, get_args
@@ -156,7 +156,11 @@ class AppliedSplit:
 
 
 def apply_split(
-    spec: SplitSpec, annotation: Annotation, *, available: Callable[[VideoRecord], bool] | None = None
+    spec: SplitSpec,
+    annotation: Annotation,
+    *,
+    available: Callable[[VideoRecord], bool] | None = None,
+    features: Sequence[str] = (),
 ) -> AppliedSplit:
     """Cut an annotation into the parts of a split and check everything that can be checked without decoding.
 
@@ -164,6 +168,8 @@ def apply_split(
         spec: the split.
         annotation: what a reader returned.
         available: tells whether a video's file is at hand; None when no file is needed.
+        features: names of the features that are read in place of files, for messages; then `available` tells
+            whether a video has any of them.
 
     Returns:
         Parts whose captions stand side by side per video, and the list of what was excluded.
@@ -184,15 +190,32 @@ def apply_split(
     parts, excluded = {}, []
     for part in (name for name in PARTS if name in by_part):
         parts[part], left_out = _build_part(part, by_part[part], records, available, spec.captions.get(part, "all"))
-        excluded += left_out
+        excluded += _explained(left_out, features)
     missing = [item for item in excluded if item.kind == "missing video"]
     if missing and spec.subset == "full":
-        raise UserError(
-            f"split {spec.name!r}: {len(missing)} of {sum(map(len, by_part.values()))} video files are missing "
-            f"(first: {missing[0].video_id!r} at {missing[0].path}), expected all of them; "
-            "add the files, or use what is there with split.subset=available"
-        )
+        raise UserError(_missing_text(spec, missing, sum(map(len, by_part.values())), features))
     return AppliedSplit(spec, parts, tuple(excluded))
+
+
+def _explained(excluded: Iterable[Exclusion], features: Sequence[str]) -> list[Exclusion]:
+    """The same, with features instead of a file as what a video lacks, where these are read."""
+    lacks = f"it has none of the features {', '.join(features)}"
+    return [replace(x, detail=lacks) if features and x.kind == "missing video" else x for x in excluded]
+
+
+def _missing_text(spec: SplitSpec, missing: Sequence[Exclusion], total: int, features: Sequence[str]) -> str:
+    first = missing[0]
+    if features:
+        return (
+            f"split {spec.name!r}: {len(missing)} of {total} videos have none of the features {', '.join(features)} "
+            f"(first: {first.video_id!r}), expected at least one; "
+            "extract them, or use the other videos with split.subset=available"
+        )
+    return (
+        f"split {spec.name!r}: {len(missing)} of {total} video files are missing "
+        f"(first: {first.video_id!r} at {first.path}), expected all of them; "
+        "add the files, or use what is there with split.subset=available"
+    )
 
 
 def check_disjoint(lists: Mapping[str, Iterable[str]], name: str) -> None:

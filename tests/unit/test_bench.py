@@ -11,7 +11,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import UserError
-from src.tasks.bench import PeakMemory, bench_evaluation, resident_bytes, run
+from src.tasks.bench import PeakMemory, bench_evaluation, bench_metrics, resident_bytes, run
 
 
 def config(tmp_path: Path, **task: object) -> DictConfig:
@@ -67,6 +67,15 @@ def test_features_are_read_from_both_formats(tmp_path: Path) -> None:
             assert found[f"pairs/s/core {features}, {kind}"] > 0
 
 
+def test_metrics_of_a_matrix_are_measured(tmp_path: Path) -> None:
+    run(config(tmp_path, parts=["metrics"], bank_captions=1200))
+    found = json.loads((tmp_path / "run" / "bench.json").read_text())["metrics"]
+    assert (found["captions"], found["videos"], found["masked"]) == (600, 30, 6)
+    assert found["matrix MB"] == 600 * 30 * 4 / 1e6
+    assert found["CPU-s"] > 0
+    assert found["bank CPU-s"] > 0
+
+
 def test_scores_of_dual_encoding_are_measured(tmp_path: Path) -> None:
     run(config(tmp_path, parts=["dual_evaluation"], dual_captions=300, dual_videos=40))
     found = json.loads((tmp_path / "run" / "bench.json").read_text())["dual_evaluation"]
@@ -80,3 +89,11 @@ def test_full_size_evaluation_keeps_its_memory(tmp_path: Path) -> None:
     """59,800 captions, 2,990 videos, 512 dimensions, both directions, one thread."""
     found = bench_evaluation(config(tmp_path, num_captions=59_800, num_videos=2_990, dim=512))
     assert found["MB above embeddings"] <= 300
+
+
+@pytest.mark.slow
+def test_full_size_metrics_keep_their_time_and_memory(tmp_path: Path) -> None:
+    """59,800 x 2,990 with masked rows, both directions, averaged ties: 5 CPU-s and 1 GB were asked."""
+    found = bench_metrics(config(tmp_path, num_captions=59_800, num_videos=2_990, bank_captions=1_000))
+    assert found["CPU-s"] <= 8, "twice what a quiet machine takes"
+    assert found["MB above the matrix"] <= 400

@@ -108,6 +108,8 @@ def configuration(root: Path, run_dir: Path, decode: bool) -> object:
             "seed": 0,
             "paths": {"run_dir": str(run_dir), "data_dir": str(root)},
             "experts": {},
+            "text": {},
+            "model": {},
             "split": {"name": "folder"},
             "dataset": {
                 "_target_": "src.data.benchmarks.folder.FolderDataModule",

@@ -212,3 +212,23 @@ def test_precomputed_text_is_found_by_the_key_of_the_caption(stores: dict[str, P
     assert batch.text.feature_masks["w2v"].sum(1).tolist() == [1 + int(i) % 2 for i in batch.text.ids]
     assert batch.text.present_BE is not None
     assert batch.text.present_BE.all()
+
+
+def test_captions_without_a_feature_are_not_trained_on(
+    stores: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = ["a#0", "b#0", "b#1"]
+    stores = stores | {"w2v": write_store(tmp_path / "w2v", {key: rows(1, 2) for key in known}, 2)}
+    for samples, expected in (("all_captions", [0, 2, 3]), ("one_per_video", [0, 2])):
+        data = featured(stores, (SCENE,), batch_size=len(expected), train_samples=samples)
+        data.inputs = InputSpec(None, experts=(SCENE,), text_features=(ExpertSpec("w2v", 2, temporal=True),))
+        (batch,) = list(data.train_dataloader())
+        ids = sorted(batch.text.ids.tolist())
+        assert ids in (expected, [0, 3]) if samples == "one_per_video" else ids == expected
+        assert batch.text.present_BE is not None
+        assert batch.text.present_BE.all()
+        assert "3 of 6 training captions have no feature in w2v: left out" in caplog.text
+    data = featured(stores, (SCENE,))
+    data.inputs = InputSpec(None, experts=(SCENE,), text_features=(ExpertSpec("audio", 2, temporal=True),))
+    with pytest.raises(UserError, match="none of the 6 training captions has a feature in audio"):
+        data.train_dataloader()

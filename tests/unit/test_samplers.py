@@ -189,3 +189,30 @@ def test_bucketing_gives_the_same_global_batches_to_any_number_of_processes() ->
     shared = [TrainBatchSampler(range(64), 4, 1, rank=rank, world_size=2, lengths=lengths) for rank in range(2)]
     for whole, left, right in zip(alone, *shared, strict=True):
         assert whole == left + right
+
+
+@pytest.mark.parametrize(("samples", "rest"), [(24, (0, 0)), (25, (0, 0)), (26, (2, 0)), (28, (4, 4)), (29, (5, 4))])
+def test_the_last_batch_is_shared_out_when_it_is_kept(samples: int, rest: tuple[int, int]) -> None:
+    for world_size, kept in zip((1, 2), rest, strict=True):
+        shards = [
+            batches(
+                TrainBatchSampler(range(samples), 6 // world_size, 0, rank=r, world_size=world_size, drop_last=False)
+            )
+            for r in range(world_size)
+        ]
+        sizes = [6 // world_size] * 4 + ([kept // world_size] if kept else [])
+        assert [[len(batch) for batch in shard] for shard in shards] == [sizes] * world_size
+        seen = flat(flat(shard) for shard in shards)
+        assert len(set(seen)) == len(seen) == 24 + kept
+        whole = [batches(TrainBatchSampler(range(samples), 6, 0))[n] for n in range(4)]
+        assert [flat(parts) for parts in zip(*shards, strict=True)][:4] == whole
+
+
+def test_the_last_batch_alone_is_an_epoch_when_it_is_kept() -> None:
+    lengths = np.arange(3)[::-1]
+    sampler = TrainBatchSampler(range(3), 4, 0, drop_last=False, lengths=lengths)
+    assert [sorted(batch) for batch in batches(sampler)] == [[0, 1, 2]]
+    with pytest.raises(UserError, match="1 samples, fewer than one batch of 4"):
+        TrainBatchSampler(range(1), 4, 0, drop_last=False)
+    with pytest.raises(UserError, match=r"drop_last=false with unique_videos_in_batch"):
+        TrainBatchSampler(range(9), 4, 0, unique_videos=True, drop_last=False)

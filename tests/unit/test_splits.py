@@ -150,6 +150,19 @@ def test_missing_files_are_an_error_or_dropped_and_listed() -> None:
     assert applied.excluded_counts("test") == {"missing video": 1}
 
 
+def test_videos_without_any_of_the_features_that_stand_for_files() -> None:
+    def available(video: VideoRecord) -> bool:
+        return video.id != "f"
+
+    with pytest.raises(UserError, match=r"1 of 6 videos have none of the features ocr, audio \(first: 'f'\).*extract"):
+        apply_split(SplitSpec("s"), make(SPLITS), available=available, features=("ocr", "audio"))
+    applied = apply_split(
+        SplitSpec("s", subset="available"), make(SPLITS), available=available, features=("ocr", "audio")
+    )
+    assert [item.detail for item in applied.excluded] == ["it has none of the features ocr, audio"]
+    assert applied.excluded_counts("test") == {"missing video": 1}
+
+
 def test_a_part_of_which_nothing_is_left() -> None:
     applied = apply_split(SplitSpec("s", subset="available"), make(SPLITS), available=lambda video: video.id != "d")
     with pytest.raises(UserError, match=r"no video of the val part is usable \(1 x missing video\)"):
