@@ -291,11 +291,12 @@ def _check_selection(values: dict[str, Any], used: list[str], context: Context) 
 def _check_inputs(values: dict[str, Any], context: Context) -> None:
     """Files and weights that a task cannot start without."""
     task = values["task"]["name"]
-    run_files = {key: values["task"].get(key) for key in ("run_file", "qrels")}
-    if task == "score" and not values["similarity"] and not run_files["run_file"]:
+    own = ("run_file", "qrels", "predictions", "labels", "query_mask", "querybank")
+    run_files = {key: values["task"].get(key) for key in own}
+    if task == "score" and not values["similarity"] and not run_files["run_file"] and not run_files["predictions"]:
         raise UserError(
-            "task=score has no matrix; give similarity=S.npy (rows captions, columns videos), "
-            "or run_file=RUN qrels=FILE of an ad-hoc video search"
+            "task=score has no matrix; give similarity=S.npy (rows captions, columns videos), run_file=RUN qrels=FILE "
+            "of an ad-hoc video search, or task.predictions=FILE of the Video Pentathlon"
         )
     for key, path in {**{key: values[key] for key in ("similarity", "captions", "videos")}, **run_files}.items():
         if task == "score" and path and not Path(path).is_file():

@@ -190,6 +190,9 @@ def test_a_recipe_can_be_left_out() -> None:
     assert values["ties"] == "optimistic"
 
 
+FILES = ("ckpt_path=", "similarity=", "captions=", "videos=", "task.labels=", "task.predictions=")
+
+
 def commands() -> list[list[str]]:
     """The `python -m src.run` lines of the code blocks."""
     text = DOC.read_text(encoding="utf-8").replace("\\\n", " ")
@@ -200,7 +203,7 @@ def commands() -> list[list[str]]:
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_command_of_the_documentation(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for file in (word.partition("=")[2] for word in words if word.startswith(("ckpt_path=", "similarity="))):
+    for file in (word.partition("=")[2] for word in words if word.startswith(FILES)):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     words = [word.replace("seed=0,1,2", "seed=0") for word in words]  # seeds change nothing of what is checked

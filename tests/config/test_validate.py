@@ -51,6 +51,7 @@ MISTAKES = {
     "hydra/sweeper=grid": "unknown option 'grid' of the group 'hydra/sweeper'; known: basic",
     "task=score": "task=score has no matrix; give similarity=S.npy",
     "task=score similarity=no.npy": "similarity=no.npy does not exist",
+    "task=score task.predictions=no.csv": "predictions=no.csv does not exist",
     "task=evaluate": "task=evaluate has no weights (model=clip2video is not pretrained); give ckpt_path=…",
     "ckpt_path=no.ckpt": "ckpt_path=no.ckpt does not exist",
     "dataset=msrvtt": "split=msrvtt has no val part (it has train, test); give selection=last",
@@ -90,13 +91,15 @@ GOOD = [
     "hydra.run.dir=somewhere hydra.job.name=train_ddp_process_1 hydra.output_subdir=null",
     "task=evaluate task.random_weights=true",
     "task=evaluate model.pretrained=openai",
+    f"task=score task.predictions={Path(__file__).name}",  # of this folder, which the test enters
     "dataset=msrvtt split.val_holdout=500",
     "dataset=msrvtt selection=test",
 ]
 
 
 @pytest.mark.parametrize("words", GOOD)
-def test_no_mistake(words: str) -> None:
+def test_no_mistake(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
     assert len(compose.preflight(compose.parse(words.split(" ")))) == 1
 
 
