@@ -1,7 +1,7 @@
 """Collaborative gating: every expert of a video is weighted by what it and the other experts say together.
 
 Shape suffixes: V videos, M experts, G experts gated at a time, P groups (pairs, triplets) that an expert is part of,
-D shared dimension.
+R pairs that the videos have, D shared dimension.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CollaborativeGating(nn.Module):
     g begins with one linear layer of its inputs side by side, computed as the sum of a product with each: that of an
     expert serves all of its pairs. The last linear layer of g follows the mean instead of preceding it, which is the
     same. Batch normalisation takes its statistics from each pair on its own, and updates its running ones pair after
-    pair.
+    pair; only not with order="batched".
 
     Args:
         num_experts: M.
@@ -45,10 +45,11 @@ class CollaborativeGating(nn.Module):
         mish: Mish between the layers, otherwise ReLU.
         norm: batch normalisation before each activation.
         order: "sequential": in modality order, experts after the first see the already gated ones before them, as
-            published. "batched": all see the ungated ones, at once.
+            published. "batched": all see the ungated ones, at once. With `pairwise`, only pairs that a video has go
+            through g then, and one batch normalisation takes its statistics from all of these together.
 
     Source: collaborative-experts model/model.py CEModule @ 7eb3b9d (arXiv 1907.13487).
-    Deviates: order="batched".
+    Deviates: order="batched", in what experts see and, in training, in the statistics of g's batch normalisation.
     """
 
     places_KMP: Tensor
@@ -108,7 +109,7 @@ class CollaborativeGating(nn.Module):
         x_VMD = torch.stack(list(experts), 1)
         own_VMD, *others = self._first(x_VMD)
         if self.order == "batched" and self.wiring == "pairwise":
-            q_VMD = self._ask(own_VMD, others, present_VM, slice(None))
+            q_VMD = self._ask_available(own_VMD, others[0], present_VM)
             return [gate(x_VD, q_VMD[:, m]) for m, (gate, x_VD) in enumerate(zip(gates, experts, strict=True))]
         gated: list[Tensor] = []
         for m, (gate, x_VD) in enumerate(zip(gates, experts, strict=True)):
@@ -133,12 +134,29 @@ class CollaborativeGating(nn.Module):
             weights_VGP = weights_VGP * present_VM[:, place_GP]
         return self._mean(u_VGPD, weights_VGP)
 
+    def _ask_available(self, own_VMD: Tensor, other_VMD: Tensor, present_VM: Tensor) -> Tensor:
+        """q (V, M, D) of all experts at once, without the pairs that a video does not have."""
+        videos, experts, dim = own_VMD.shape
+        available_VMM = (present_VM[:, :, None] * present_VM[:, None]) > 0
+        if not self.meets_all:
+            available_VMM &= ~torch.eye(experts, dtype=torch.bool, device=present_VM.device)
+        video_R, m_R, j_R = available_VMM.nonzero(as_tuple=True)
+        asks_R, asked_R = video_R * experts + m_R, video_R * experts + j_R
+        u_RD = own_VMD.flatten(0, 1).index_select(0, asks_R) + other_VMD.flatten(0, 1).index_select(0, asked_R)
+        for layer in self.shared[:-1]:
+            u_RD = _norm_rows(layer, u_RD) if isinstance(layer, nn.BatchNorm1d) else layer(u_RD)
+        sums_XD = u_RD.new_zeros(videos * experts, dim).index_add(0, asks_R, u_RD)
+        return self._conclude(sums_XD.view(videos, experts, dim), available_VMM.sum(2)[..., None].to(u_RD))
+
     def _mean(self, u_VGPD: Tensor, weights_VGP: Tensor) -> Tensor:
         """The rest of g, its mean over the groups that the video has, and h."""
         videos, chosen, groups, dim = u_VGPD.shape
         u_VGPD = _each(self.shared[:-1], u_VGPD.reshape(videos, chosen * groups, dim)).view(videos, chosen, groups, dim)
-        counts_VG1 = weights_VGP.sum(2)[..., None]
-        q_VGD = (weights_VGP[:, :, None] @ u_VGPD)[:, :, 0] / (counts_VG1 + 1e-11)
+        return self._conclude((weights_VGP[:, :, None] @ u_VGPD)[:, :, 0], weights_VGP.sum(2)[..., None])
+
+    def _conclude(self, sums_VGD: Tensor, counts_VG1: Tensor) -> Tensor:
+        """q from the sums over groups before the last layer of g, and from how many these are."""
+        q_VGD = sums_VGD / (counts_VG1 + 1e-11)
         if len(self.shared):
             last = self.shared[-1]
             assert isinstance(last, nn.Linear)
@@ -192,6 +210,13 @@ def _each(layers: nn.Sequential, x_VPD: Tensor) -> Tensor:
     for layer in layers:
         x_VPD = _norm_each(layer, x_VPD) if isinstance(layer, nn.BatchNorm1d) else layer(x_VPD)
     return x_VPD
+
+
+def _norm_rows(norm: nn.BatchNorm1d, x_RD: Tensor) -> Tensor:
+    """No rows have no statistics, and leave the running ones alone; the parameters still get their (zero) gradient."""
+    if len(x_RD):
+        return norm(x_RD)
+    return F.batch_norm(x_RD, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
 def _norm_each(norm: nn.BatchNorm1d, x_VPD: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from itertools import product
 from typing import Any
 from unittest.mock import patch
 
@@ -145,19 +146,44 @@ def test_sequential_order_equals_pair_after_pair(wiring: str, options: dict[str,
         torch.testing.assert_close(one, other)
 
 
-def test_running_statistics_of_the_batched_order_are_those_of_single_pairs() -> None:
-    gating = make(gating_order="batched").train().gating
+@pytest.mark.parametrize("include_self", [True, False])
+def test_batched_order_sees_the_pairs_that_are_there_all_at_once(include_self: bool) -> None:
+    torch.manual_seed(6)
+    gating = CollaborativeGating(3, 8, order="batched", include_self=include_self).double()
+    plain = copy.deepcopy(gating)
+    x_MVD, weights = torch.randn(3, 6, 8).double().requires_grad_(), torch.randn(6, 3, 8).double()
+    present_VM = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 1], [0, 0, 1], [1, 1, 0], [1, 1, 1]]).double()
     gates = nn.ModuleList(Keep() for _ in range(3))
-    x_MVD = torch.randn(3, 6, 8)
-    norm, expected = gating.shared[0], copy.deepcopy(gating.shared[0])
-    gating(list(x_MVD), torch.ones(6, 3), gates)
-    with torch.no_grad():
-        for m in range(3):
-            for j in range(3):
-                expected(gating.first(torch.cat([x_MVD[m], x_MVD[j]], 1)))
-    torch.testing.assert_close(norm.running_mean, expected.running_mean)
-    torch.testing.assert_close(norm.running_var, expected.running_var)
-    assert norm.num_batches_tracked == expected.num_batches_tracked == 9
+    gating(list(x_MVD), present_VM, gates)
+    q_VMD = torch.stack([gate.q_VD for gate in gates], 1)
+    there = [(v, m, j) for v, m, j in product(range(6), range(3), range(3)) if present_VM[v, m] * present_VM[v, j]]
+    there = [(v, m, j) for v, m, j in there if include_self or j != m]
+    u_RD = plain.shared(plain.first(torch.stack([torch.cat([x_MVD[m, v], x_MVD[j, v]]) for v, m, j in there])))
+    expected = torch.zeros_like(q_VMD)
+    for v, m in product(range(6), range(3)):
+        rows = [row for row, pair in enumerate(there) if pair[:2] == (v, m)]
+        if rows:
+            expected[v, m] = u_RD[rows].mean(0)
+    torch.testing.assert_close(q_VMD, expected)
+    for module, q in ((gating, q_VMD), (plain, expected)):
+        (q * weights).sum().backward()
+        gradient, x_MVD.grad = x_MVD.grad, None
+        module.found = [gradient, *(p.grad for p in module.parameters()), *module.buffers()]
+    for one, other in zip(gating.found, plain.found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_videos_of_a_single_expert_have_no_pairs_to_take_statistics_from() -> None:
+    gating = CollaborativeGating(3, 8, order="batched", include_self=False)
+    before = [buffer.clone() for buffer in gating.buffers()]
+    x_MVD = torch.randn(3, 4, 8, requires_grad=True)
+    gates = nn.ModuleList(GatedReasoning(8) for _ in range(3))
+    torch.stack(gating(list(x_MVD), torch.eye(3)[[0, 1, 2, 0]], gates)).sum().backward()
+    for one, other in zip(before, gating.buffers(), strict=True):
+        assert torch.equal(one, other)
+    for name, parameter in gating.named_parameters():  # others may have some: all ranks must wait for the same ones
+        assert parameter.grad is not None, name
+        assert (parameter.grad == 0).all(), name
 
 
 @pytest.mark.parametrize(
