@@ -101,8 +101,11 @@ def test_a_list_of_concepts_has_to_fit(vocabulary: str, tmp_path: Path) -> None:
 
 
 def test_weights_that_name_no_words_load(vocabulary: str, tmp_path: Path) -> None:
-    torch.save({"state_dict": make(vocabulary).state_dict()}, tmp_path / "old.ckpt")
-    load_weights(make(vocabulary), tmp_path / "old.ckpt")
+    saved, model = make(vocabulary).state_dict(), make(vocabulary)
+    saved["words.weight"] = torch.full_like(saved["words.weight"], 0.5)
+    torch.save({"state_dict": saved}, tmp_path / "old.ckpt")
+    load_weights(model, tmp_path / "old.ckpt")
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
 
 
 def test_converted_weights_belong_to_their_words(vocabulary: str, tmp_path: Path) -> None:
