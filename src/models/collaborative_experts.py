@@ -82,7 +82,7 @@ class CollaborativeExperts(RetrievalModule):
         h_layers: int = 0,
         mish: bool = True,
         reason_norm: bool = True,
-        gating_order: GatingOrder = "sequential",
+        gating_order: GatingOrder = "regrouped",
         mixture_weights: bool = True,
         keep_missing: bool = False,
         text_pooling: TextPooling = "vlad",

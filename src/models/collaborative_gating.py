@@ -18,7 +18,7 @@ from src.errors import UserError
 from src.models.gating import OwnReasoning
 
 Wiring = Literal["pairwise", "pairwise-star", "pairwise-star-specific", "pairwise-star-tensor", "triplet"]
-GatingOrder = Literal["sequential", "batched"]
+GatingOrder = Literal["sequential", "regrouped", "batched"]
 TENSOR_DIM = 64
 """Dimension to which pairwise-star-tensor reduces both vectors before their outer product."""
 
@@ -30,10 +30,10 @@ class CollaborativeGating(nn.Module):
     with two others. `pairwise-star…`: g(x_m, mean of all experts); `-specific`: g begins with layers of each expert's
     own; `-tensor`: with the outer product of both in 64 dimensions. q is zero where the expert itself is missing.
 
-    g begins with one linear layer of its inputs side by side, computed as the sum of a product with each: that of an
-    expert serves all of its pairs. The last linear layer of g follows the mean instead of preceding it, which is the
-    same. Batch normalisation takes its statistics from each pair on its own, and updates its running ones pair after
-    pair; only not with order="batched".
+    g begins with one linear layer of its inputs side by side. Except with order="sequential" it is computed as the sum
+    of a product with each: that of an expert serves all of its pairs; and the last linear layer of g follows the mean
+    instead of preceding it, which is the same. Batch normalisation takes its statistics from each pair on its own, and
+    updates its running ones pair after pair; only not with order="batched".
 
     Args:
         num_experts: M.
@@ -44,9 +44,11 @@ class CollaborativeGating(nn.Module):
         h_layers: linear layers of h.
         mish: Mish between the layers, otherwise ReLU.
         norm: batch normalisation before each activation.
-        order: "sequential": in modality order, experts after the first see the already gated ones before them, as
-            published. "batched": all see the ungated ones, at once. With `pairwise`, only pairs that a video has go
-            through g then, and one batch normalisation takes its statistics from all of these together.
+        order: "sequential": in modality order, experts after the first see the already gated ones before them, and
+            every pair goes through all layers by itself, as published. "regrouped": the same numbers up to rounding,
+            with fewer and larger products. "batched": all see the ungated ones, at once. With `pairwise`, only pairs
+            that a video has go through g then, and one batch normalisation takes its statistics from all of these
+            together. Those of pairwise-star… are the same in every order.
 
     Source: collaborative-experts model/model.py CEModule @ 7eb3b9d (arXiv 1907.13487).
     Deviates: order="batched", in what experts see and, in training, in the statistics of g's batch normalisation.
@@ -65,7 +67,7 @@ class CollaborativeGating(nn.Module):
         h_layers: int = 0,
         mish: bool = True,
         norm: bool = True,
-        order: GatingOrder = "sequential",
+        order: GatingOrder = "regrouped",
     ) -> None:
         super().__init__()
         if wiring not in get_args(Wiring):
@@ -106,6 +108,8 @@ class CollaborativeGating(nn.Module):
         """
         if self.wiring.startswith("pairwise-star"):
             return self._star(experts, present_VM, gates)
+        if self.order == "sequential":
+            return self._group_by_group(experts, present_VM, gates)
         x_VMD = torch.stack(list(experts), 1)
         own_VMD, *others = self._first(x_VMD)
         if self.order == "batched" and self.wiring == "pairwise":
@@ -115,10 +119,23 @@ class CollaborativeGating(nn.Module):
         for m, (gate, x_VD) in enumerate(zip(gates, experts, strict=True)):
             q_VGD = self._ask(own_VMD[:, m : m + 1], others, present_VM, slice(m, m + 1))
             gated.append(gate(x_VD, q_VGD[:, 0]))
-            if self.order == "sequential" and m + 1 < self.num_experts:  # the experts after it see it gated
+            if self.order == "regrouped" and m + 1 < self.num_experts:  # the experts after it see it gated
                 _, *renewed = self._first(gated[-1][:, None])
                 others = [torch.cat([y[:, :m], new, y[:, m + 1 :]], 1) for y, new in zip(others, renewed, strict=True)]
         return gated
+
+    def _group_by_group(self, experts: Sequence[Tensor], present_VM: Tensor, gates: nn.ModuleList) -> list[Tensor]:
+        """The published arithmetic, in its order."""
+        current = list(experts)
+        for m, gate in enumerate(gates):
+            sum_VD, count_V = torch.zeros_like(current[m]), torch.zeros_like(present_VM[:, 0])
+            for others in self.groups[m]:
+                weight_V = present_VM[:, [m, *others]].prod(1)
+                group_VX = torch.cat([current[m], *(current[j] for j in others)], 1)
+                sum_VD = sum_VD + weight_V[:, None] * self.shared(self.first(group_VX))
+                count_V = count_V + weight_V
+            current[m] = gate(current[m], self.last(sum_VD / (count_V[:, None] + 1e-11)))
+        return current
 
     def _first(self, x_VMD: Tensor) -> list[Tensor]:
         """The first linear layer of g, one product for each place that an expert can have in a group."""

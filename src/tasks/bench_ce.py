@@ -1,20 +1,18 @@
-"""task=bench, part ce_step: training steps of Collaborative Experts at the published size, three ways to gate."""
+"""task=bench, part ce_step: training steps of Collaborative Experts at the published size, by order of gating."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
 
 from src.batch import TextBatch, VideoBatch
 from src.models.collaborative_experts import CollaborativeExperts
-from src.models.collaborative_gating import CollaborativeGating
+from src.models.collaborative_gating import CollaborativeGating, GatingOrder
 from src.optim.factories import RangerFactory
 
 
@@ -41,32 +39,15 @@ EXPERTS = {
 TEXT = Expert(768, 37, 28)
 SHARED_DIM = 768
 MISSING = 0.3  # of the flaky experts
-PUBLISHED, SEQUENTIAL, BATCHED = MODES = ("pair by pair", "sequential", "batched")
+MODES = get_args(GatingOrder)
 PARTS = ("text", "video", "backward")
-
-
-class PairByPair(CollaborativeGating):
-    """gating_order=sequential the way it was published: every pair through all layers, one after another."""
-
-    def forward(self, experts: Sequence[Tensor], present_VM: Tensor, gates: nn.ModuleList) -> list[Tensor]:
-        current = list(experts)
-        for m, gate in enumerate(gates):
-            sum_VD, count_V = torch.zeros_like(current[m]), torch.zeros_like(present_VM[:, 0])
-            for others in self.groups[m]:
-                weight_V = present_VM[:, [m, *others]].prod(1)
-                pair_VX = torch.cat([current[m], *(current[j] for j in others)], 1)
-                sum_VD = sum_VD + weight_V[:, None] * self.shared(self.first(pair_VX))
-                count_V = count_V + weight_V
-            current[m] = gate(current[m], self.last(sum_VD / (count_V[:, None] + 1e-11)))
-        return current
 
 
 def bench_ce_step(cfg: DictConfig) -> dict[str, float]:
     """Seconds and samples per second of whole steps (forward, loss, backward, Ranger) on one made-up batch.
 
-    Every repetition does one step of each mode on the same model. "pair by pair" is the published arithmetic;
-    "sequential" gives the same numbers, and "batched" those of gating_order=batched. A mode's step is the median of
-    its own parts and the mean of the optimiser, which has the same work in all of them.
+    Every repetition does one step of each order on the same model. An order's step is the median of its own parts and
+    the mean of the optimiser, which has the same work in all of them.
     """
     generator = torch.Generator().manual_seed(cfg.seed)
     text, video = _batch(cfg.task.ce_batch, generator)
@@ -103,7 +84,7 @@ def _summary(
         found[f"{mode}: step s"] = statistics.median(sum(row[: len(PARTS)]) for row in seconds[mode]) + optimizer_s
         found[f"{mode}: CPU-s"] = columns[-1] + optimizer_cpu
         found[f"{mode}: samples/s"] = batch / found[f"{mode}: step s"]
-    for mode in (PUBLISHED, SEQUENTIAL):
+    for mode in MODES[:-1]:
         found[f"batched / {mode}"] = found["batched: samples/s"] / found[f"{mode}: samples/s"]
     return found
 
@@ -153,15 +134,11 @@ def _model() -> CollaborativeExperts:
 
 
 def _gatings(model: CollaborativeExperts) -> dict[str, CollaborativeGating]:
-    """The modes, all with the layers of the model."""
+    """The orders, all with the layers of the model."""
     own = model.gating
     if own is None:
         raise ValueError("the model has no gating")
-    gatings = {
-        PUBLISHED: PairByPair(own.num_experts, SHARED_DIM),
-        SEQUENTIAL: CollaborativeGating(own.num_experts, SHARED_DIM),
-        BATCHED: CollaborativeGating(own.num_experts, SHARED_DIM, order="batched"),
-    }
+    gatings = {order: CollaborativeGating(own.num_experts, SHARED_DIM, order=order) for order in MODES}
     for gating in gatings.values():
         for name, layers in own.named_children():
             setattr(gating, name, layers)

@@ -21,7 +21,6 @@ from src.models.collaborative_gating import CollaborativeGating
 from src.models.concat_experts import ConcatExperts
 from src.models.gating import GatedReasoning
 from src.models.weights import load_strictly
-from src.tasks.bench_ce import PairByPair
 from tests.tiny_ce import EXPERTS, OPTIONS, TEXT, make, scores, texts, videos
 
 WIRINGS = ["pairwise", "pairwise-star", "pairwise-star-specific", "pairwise-star-tensor", "triplet", "none"]
@@ -80,7 +79,7 @@ def test_video_without_experts_is_refused() -> None:
 
 
 @pytest.mark.parametrize("gating", WIRINGS)
-@pytest.mark.parametrize("order", ["sequential", "batched"])
+@pytest.mark.parametrize("order", ["sequential", "regrouped", "batched"])
 def test_evaluation_does_not_depend_on_the_batch(gating: str, order: str) -> None:
     model = make(gating=gating, gating_order=order, h_layers=1).eval()
     text, batch = texts(7), videos(7)
@@ -127,10 +126,10 @@ def test_orders_differ_by_what_later_experts_see(wiring: str, include_self: bool
 
 @pytest.mark.parametrize("wiring", ["pairwise", "triplet"])
 @pytest.mark.parametrize("options", [{}, {"include_self": False, "g_layers": 1, "h_layers": 2}, {"norm": False}])
-def test_sequential_order_equals_pair_after_pair(wiring: str, options: dict[str, Any]) -> None:
+def test_regrouping_gives_the_numbers_of_pair_after_pair(wiring: str, options: dict[str, Any]) -> None:
     torch.manual_seed(5)
     regrouped = CollaborativeGating(3, 8, wiring=wiring, **options).double()
-    published = PairByPair(3, 8, wiring=wiring, **options).double()
+    published = CollaborativeGating(3, 8, wiring=wiring, order="sequential", **options).double()
     published.load_state_dict(regrouped.state_dict())
     gates = nn.ModuleList(GatedReasoning(8) for _ in range(3)).double()
     x_MVD, weights = torch.randn(3, 6, 8).double(), torch.randn(3, 6, 8).double()
@@ -214,7 +213,7 @@ def test_count_of_the_published_model() -> None:
 
 
 def test_training_lowers_the_loss() -> None:
-    for order in ("sequential", "batched"):
+    for order in ("sequential", "regrouped", "batched"):
         model = make(gating_order=order).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
         losses = []
@@ -376,7 +375,7 @@ def test_items_in_order_are_not_copied_once_more() -> None:
 
 
 @pytest.mark.parametrize("gating", WIRINGS)
-@pytest.mark.parametrize("order", ["sequential", "batched"])
+@pytest.mark.parametrize("order", ["sequential", "regrouped", "batched"])
 def test_mixed_precision_trains_with_statistics_in_full(gating: str, order: str) -> None:
     found = []
     for is_mixed in (False, True):

@@ -135,8 +135,15 @@ def recorded(model: RetrievalModule, text: TextBatch, video: VideoBatch) -> tupl
 
 
 def check_model(case: Case) -> None:
+    """The published arithmetic, and its regrouping where there is one."""
+    pairs = case.meta["hyper"]["arch"]["use_ce"] in ("pairwise", "triplet")
+    for options in [{"gating_order": order} for order in ("sequential", "regrouped")] if pairs else [{}]:
+        check_one_model(case, options)
+
+
+def check_one_model(case: Case, options: dict[str, Any]) -> None:
     """Everything that the case holds: intermediate values, similarities, loss, gradients, running statistics."""
-    model = make_model(case).train(case.meta["mode"].startswith("train"))
+    model = make_model(case, **options).train(case.meta["mode"].startswith("train"))
     load_case(model, case)
     items, captions = case.tensors["in/text"].shape[:2]
     text, video, values = recorded(model, *batches(case))
