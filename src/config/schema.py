@@ -23,6 +23,17 @@ GIVEN = {
 
 
 @dataclass(frozen=True)
+class LossKeys:
+    """How a training step computes the loss, whatever the model.
+
+    Attributes:
+        cache_chunks: pieces in which a batch is encoded, so that the activations of one exist at a time.
+    """
+
+    cache_chunks: int = 1
+
+
+@dataclass(frozen=True)
 class RunKeys:
     """Keys at the root of the configuration (conf/config.yaml says what each is for)."""
 
@@ -31,6 +42,7 @@ class RunKeys:
     selection: Literal["val", "test", "last"] = "val"
     selection_tie: Literal["first", "last"] = "first"
     ties: Literal["optimistic", "average", "pessimistic"] = "optimistic"
+    loss: LossKeys = field(default_factory=LossKeys)
     save_similarity: bool = False
     similarity: str | None = None
     captions: str | None = None

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from src.convert import clip4clip, collaborative_experts, dual_encoding, howto100m
+from src.convert import clip4clip, collaborative_experts, dual_encoding, howto100m, internvideo
 from src.models.base import RetrievalModule
 
 State = Mapping[str, Tensor]
@@ -86,6 +86,15 @@ FAMILIES = (
         exports={"upstream": howto100m.to_upstream},
         left_out=howto100m.left_out,
         check_inputs=howto100m.check_inputs,
+    ),
+    Family(  # before those of CLIP: its similarity headers have their names
+        "InternVideo",
+        is_ours=internvideo.is_ours,
+        is_published=internvideo.is_published,
+        from_upstream=internvideo.from_upstream,
+        exports={"upstream": internvideo.to_upstream},
+        options_of=internvideo.options_of,
+        left_out=internvideo.left_out,
     ),
     # The last one takes whatever nobody else knows, and says which tensors it does not know either.
     Family(

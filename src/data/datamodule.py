@@ -30,6 +30,7 @@ from src.data.datasets import (
     VideoItems,
 )
 from src.data.feature_source import FeatureSource
+from src.data.held_out import in_words
 from src.data.loader import BatchLoader, worker_options
 from src.data.samplers import ShardBatchSampler, TrainBatchSampler
 from src.data.splits import AppliedSplit, SplitPart, SplitSpec, apply_split
@@ -322,8 +323,8 @@ class RetrievalDataModule(LightningDataModule, ABC):
             "val_holdout": self.split.val_holdout,
             "excluded": self.applied.excluded_counts(part),
             "without_expert": self.experts.lacking((video.key,) for video in chosen.videos),
-        }
-        return facts | ({"caption_mask": self.kept_captions.words()} if self.kept_captions is not None else {})
+        } | in_words(self.split.caption_holdout.get(part))
+        return facts | ({"caption_mask": self.kept_captions.words()} if self.kept_captions else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing to save: the order of an epoch follows from (seed, epoch)."""

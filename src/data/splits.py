@@ -10,6 +10,7 @@ from itertools import combinations
 from typing import Literal, get_args
 
 from src.data.annotation import Annotation, CaptionRecord, VideoRecord, number_captions
+from src.data.held_out import check_trained, deal_out, may_share
 from src.errors import UserError
 
 Part = Literal["train", "val", "test"]
@@ -54,6 +55,9 @@ class SplitSpec:
         subset: "full" wants every video; "available" drops those that are missing and counts them.
         val_holdout: number of train videos that become the val part, for splits that publish none;
             chosen by the hash of the video id, so that every run and machine holds out the same.
+        caption_holdout: val or test -> number of sentences of each of its videos that are queries there and not
+            trained on, while the other captions of the same videos are; such parts may name the list of train. At
+            least one sentence of a video trains; videos without a held-out one stay in the gallery.
     """
 
     name: str
@@ -62,6 +66,7 @@ class SplitSpec:
     expected: dict[str, Counts] = field(default_factory=dict)
     subset: Literal["full", "available"] = "full"
     val_holdout: int = 0
+    caption_holdout: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Yaml gives plain mappings for the counts.
@@ -79,6 +84,13 @@ class SplitSpec:
             )
         if self.val_holdout < 0:
             raise UserError(f"split.val_holdout={self.val_holdout}, expected 0 or a number of train videos")
+        for part, count in self.caption_holdout.items():
+            policy = self.captions.get(part, "all")
+            if part not in self.parts or part == "train" or count < 1 or policy != "all":
+                raise UserError(
+                    f"split.caption_holdout.{part}={count} with split.captions.{part}={policy}, "
+                    "expected val or test, a part of the split, a positive number of captions and the policy all"
+                )
 
 
 @dataclass(frozen=True)
@@ -179,7 +191,8 @@ def apply_split(
             the expected ones, or files are missing while `subset` is "full".
     """
     lists = {part: _ids_of(spec, annotation, part) for part in PARTS if part in spec.parts}
-    check_disjoint(lists, spec.name)
+    check_disjoint(lists, spec.name, spec.caption_holdout)
+    check_trained(lists, spec.name, spec.caption_holdout)
     by_part = {part: captions_of(spec, annotation, part, ids) for part, ids in lists.items()}
     for part, counts in spec.expected.items():
         if part in by_part:
@@ -189,7 +202,8 @@ def apply_split(
     records = {video.id: video for video in annotation.videos}
     parts, excluded = {}, []
     for part in (name for name in PARTS if name in by_part):
-        parts[part], left_out = _build_part(part, by_part[part], records, available, spec.captions.get(part, "all"))
+        silent = spec.captions.get(part, "all") == "none" or part in spec.caption_holdout
+        parts[part], left_out = _build_part(part, by_part[part], records, available, silent)
         excluded += _explained(left_out, features)
     missing = [item for item in excluded if item.kind == "missing video"]
     if missing and spec.subset == "full":
@@ -218,14 +232,17 @@ def _missing_text(spec: SplitSpec, missing: Sequence[Exclusion], total: int, fea
     )
 
 
-def check_disjoint(lists: Mapping[str, Iterable[str]], name: str) -> None:
-    """Raise UserError when two parts share video ids."""
-    shared = overlaps(lists)
+def check_disjoint(
+    lists: Mapping[str, Iterable[str]], name: str, caption_holdout: Mapping[str, int] | None = None
+) -> None:
+    """Raise UserError when two parts share video ids and do not declare it (`SplitSpec.caption_holdout`)."""
+    shared = {pair: ids for pair, ids in overlaps(lists).items() if not may_share(caption_holdout or {}, *pair)}
     if shared:
         (first, second), ids = next(iter(shared.items()))
         raise UserError(
             f"split {name!r}: {len(ids)} videos are both in {first} and in {second} (first: {ids[0]!r}), "
-            "expected disjoint parts; remove them from one of the lists"
+            "expected disjoint parts; remove them from one of the lists, or hold out captions of the same videos by "
+            "split=held_out_captions"
         )
 
 
@@ -291,7 +308,8 @@ def captions_of(
         return {video_id: of_video[:1] for video_id, of_video in captions.items()}
     if policy == "paragraph":
         return {video_id: _joined(video_id, of_video) for video_id, of_video in captions.items()}
-    return captions
+    holders = {name: annotation.splits.get(spec.parts[name], ()) for name in spec.caption_holdout}
+    return deal_out(captions, part, spec.caption_holdout, holders) if holders else captions
 
 
 def _source(spec: SplitSpec, annotation: Annotation, part: str, policy: CaptionPolicy) -> Iterable[CaptionRecord]:
@@ -350,9 +368,9 @@ def _build_part(
     captions: Mapping[str, list[CaptionRecord]],
     records: Mapping[str, VideoRecord],
     available: Callable[[VideoRecord], bool] | None,
-    policy: CaptionPolicy,
+    silent: bool,
 ) -> tuple[SplitPart, list[Exclusion]]:
-    """Leave out missing videos, empty captions and videos without any caption; list each of them."""
+    """Leave out missing videos, empty captions and, unless `silent`, videos without any caption; list each of them."""
     videos: list[VideoRecord] = []
     kept: list[CaptionRecord] = []
     video_index: list[int] = []
@@ -368,7 +386,7 @@ def _build_part(
         for position, caption in enumerate(of_video):
             if not caption.text.strip():
                 excluded.append(Exclusion(part, "empty caption", video_id, path, f"caption {position} is empty"))
-        if not usable and policy != "none":
+        if not usable and not silent:
             excluded.append(Exclusion(part, "video without caption", video_id, path, "it has no caption with a word"))
             continue
         video_index += [len(videos)] * len(usable)

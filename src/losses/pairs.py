@@ -14,10 +14,11 @@ from torch import Tensor
 
 from src.batch import TextEmbedding, VideoEmbedding
 from src.errors import UserError
-from src.losses.gather import GatherMode, gather_embedding, gather_sizes, world_size
+from src.losses.gather import GatherMode, gather_embedding, gather_rows, gather_sizes, world_size
 
 SimilarityFn = Callable[[TextEmbedding, VideoEmbedding], Tensor]
 Direction = Literal["all", "t2v", "v2t"]
+Pairs = tuple[TextEmbedding, VideoEmbedding]
 
 
 class PairLoss(ABC):
@@ -32,6 +33,9 @@ class PairLoss(ABC):
             embeddings only.
         direction: which queries count.
     """
+
+    needs_all_queries = False
+    """True when the cost of a query depends on the scores of the other queries."""
 
     def __init__(self, gather: GatherMode = "exact", direction: Direction = "all") -> None:
         self.gather = gather
@@ -62,25 +66,35 @@ class PairLoss(ABC):
         if self.gather == "upstream":
             return {name: self.local(score, all_text, all_video, name) for name, score in similarities.items()}
         offset = sum(sizes[: torch.distributed.get_rank()])
+        own, everybody = (text, video), (all_text, all_video)
+        return {name: self._shared(score, own, everybody, offset, name) for name, score in similarities.items()}
+
+    def _shared(self, score: SimilarityFn, own: Pairs, everybody: Pairs, offset: int, name: str) -> Tensor:
+        """This process's part of the loss; its pairs are those of `everybody` from row `offset` on."""
+        (text, video), (all_text, all_video) = own, everybody
         own_B = torch.arange(len(text), device=text.ids.device)
-        losses = {}
-        for name, score in similarities.items():
-            costs = []
-            if self.direction != "v2t":
-                s_BV = self._scores(score, text, all_video, (own_B, own_B + offset))
-                costs.append(self._cost(s_BV, own_B + offset, name))
-            if self.direction != "t2v":
-                s_TB = self._scores(score, all_text, video, (own_B + offset, own_B))
-                costs.append(self._cost(s_TB.T, own_B + offset, name))
-            losses[name] = self._mean(torch.stack(costs).sum(), sum(sizes)) * world_size()
-        return losses
+        if self.needs_all_queries:
+            s_BV = self._scores(score, text, all_video, (own_B, own_B + offset))
+            return self._whole(gather_rows(s_BV)[0], name)
+        costs = []
+        if self.direction != "v2t":
+            s_BV = self._scores(score, text, all_video, (own_B, own_B + offset))
+            costs.append(self._cost(s_BV, own_B + offset, name))
+        if self.direction != "t2v":
+            s_TB = self._scores(score, all_text, video, (own_B + offset, own_B))
+            costs.append(self._cost(s_TB.T, own_B + offset, name))
+        return self._mean(torch.stack(costs).sum(), len(all_text)) * world_size()
 
     def local(self, score: SimilarityFn, text: TextEmbedding, video: VideoEmbedding, name: str = "loss") -> Tensor:
         """The loss of these pairs alone, without items of other processes."""
         own_N = torch.arange(len(text), device=text.ids.device)
-        s_TV = self._scores(score, text, video, (own_N, own_N))
-        sides = {"all": (s_TV, s_TV.T), "t2v": (s_TV,), "v2t": (s_TV.T,)}[self.direction]
-        return self._mean(torch.stack([self._cost(side, own_N, name) for side in sides]).sum(), len(text))
+        return self._whole(self._scores(score, text, video, (own_N, own_N)), name)
+
+    def _whole(self, s_NN: Tensor, name: str) -> Tensor:
+        """The loss from the scores of all N pairs."""
+        own_N = torch.arange(len(s_NN), device=s_NN.device)
+        sides = {"all": (s_NN, s_NN.T), "t2v": (s_NN,), "v2t": (s_NN.T,)}[self.direction]
+        return self._mean(torch.stack([self._cost(side, own_N, name) for side in sides]).sum(), len(s_NN))
 
     def _scores(
         self, score: SimilarityFn, text: TextEmbedding, video: VideoEmbedding, pairs: tuple[Tensor, Tensor]

@@ -12,6 +12,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from src.errors import UserError
+
+ROWS = 1024  # captions ranked at a time
+
 Metrics = dict[str, float | list[int]]
 
 
@@ -51,9 +55,7 @@ def multi_sentence(scores: np.ndarray, captions_per_video: np.ndarray) -> tuple[
     """
     owner = np.repeat(np.arange(len(captions_per_video)), captions_per_video)
     kept = np.isfinite(scores[np.arange(len(owner)), owner])
-    # torch.argsort(descending=True), which upstream uses, puts a competitor's NaN first.
-    order = np.argsort(-np.where(np.isnan(scores), np.inf, scores), axis=1, kind="stable")
-    ranks = np.nonzero(order[kept] == owner[kept, None])[1]
+    ranks = np.concatenate([_stable_ranks(scores[rows], owner[rows]) for rows in _blocks(kept)] or [owner[:0]])
     to_video: Metrics = {
         **{key: float(np.float32(value)) for key, value in _recalls(ranks, 100.0 / len(ranks)).items()},
         "MedianR": float(np.sort(ranks)[(len(ranks) - 1) // 2]) + 1,
@@ -62,6 +64,43 @@ def multi_sentence(scores: np.ndarray, captions_per_video: np.ndarray) -> tuple[
     }
     to_video["MR"] = to_video["MedianR"]
     return to_video, single_sentence(group_scores(scores, captions_per_video))
+
+
+def _blocks(kept: np.ndarray) -> list[np.ndarray]:
+    rows = np.flatnonzero(kept)
+    return np.array_split(rows, -(-len(rows) // ROWS)) if len(rows) else []
+
+
+def _stable_ranks(scores: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """Rank of the own column from 0, ties in the order of the columns."""
+    # torch.argsort(descending=True), which upstream uses, puts a competitor's NaN first.
+    finite = np.where(np.isnan(scores), np.inf, scores)
+    own = finite[np.arange(len(owner)), owner][:, None]
+    earlier = np.arange(scores.shape[1]) < owner[:, None]
+    return np.asarray(np.count_nonzero((finite > own) | ((finite == own) & earlier), axis=1))
+
+
+def published_rules(scores: np.ndarray, video_of_caption: np.ndarray) -> tuple[Metrics, Metrics]:
+    """Both directions as CLIP4Clip, CLIP2Video and InternVideo print them: `single_sentence` or `multi_sentence`.
+
+    Args:
+        scores: (Q, V).
+        video_of_caption: int (Q,) column of each caption's own video.
+
+    Raises:
+        UserError: a video has no caption, for which the published code has no rule.
+    """
+    counts = np.bincount(video_of_caption, minlength=scores.shape[1])
+    if not counts.all():
+        raise UserError(
+            f"compatibility=clip4clip: found {np.count_nonzero(counts == 0)} videos without a caption, expected at "
+            "least one of each video, for the published code knows no distractors; drop compatibility"
+        )
+    order = np.argsort(video_of_caption, kind="stable")
+    ordered = scores[order] if (order != np.arange(len(order))).any() else scores
+    if (counts == 1).all():
+        return single_sentence(ordered), single_sentence(ordered.T)
+    return multi_sentence(ordered, counts)
 
 
 def group_scores(scores: np.ndarray, captions_per_video: np.ndarray) -> np.ndarray:

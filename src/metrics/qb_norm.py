@@ -1,201 +1,203 @@
-"""QB-Norm: text to video re-scored by a bank of other queries, so that videos that many queries like lose rank.
+"""Inverted softmax and QB-Norm: scores are divided by what a bank of queries gives the item, so that hubs lose rank.
 
-A video's scores with the bank are only needed as one sum per video and as each bank query's best videos, so the bank
-comes in blocks and its matrix never exists. For a test query whose best video is a hub (among the best k of some
-bank query), softmax over the bank replaces its scores:
+    s'(q, g) = exp(β s(q, g)) / Σ_b exp(β s(b, g)),    log s'(q, g) / β = s(q, g) − log_sum_g / β
 
-    s'(q, v) = exp(beta s(q, v)) / sum_b exp(beta s(b, v)),    log s'(q, v) / beta = s(q, v) - log_sum_v / beta
+The right-hand side ranks the items of a query in the same order, cannot overflow and has the scale of the scores; it is
+what is ranked here. A bank's scores are only needed as one sum per item and as each bank query's best items, so the
+bank comes in blocks and its matrix never exists.
 
-The right-hand side ranks a row in the same order, cannot overflow and has the scale of the scores; it is what is
-ranked here. Other queries keep their scores, so numbers of different rows cannot be compared: video to text stays raw.
+QB-Norm (dynamic inverted softmax) changes only the queries whose best item is a hub, that is among the best k of some
+bank query; the others keep their scores, so scores of different queries cannot be compared. With the test's own queries
+as the bank every query's best item is a hub, and QB-Norm is the inverted softmax.
 
-Source: Bogolin et al., "Cross Modal Retrieval with Querybank Normalisation" (CVPR 2022), eqs. 3 and 6.
+Source: Smith et al., "Offline bilingual word vectors" (2017), inverted softmax; Bogolin et al., "Cross Modal Retrieval
+with Querybank Normalisation" (CVPR 2022), eqs. 3 and 6.
 
-Shapes: Q captions, V videos, N bank queries of a block.
+Shapes: Q captions, V videos, N bank queries of a block, G items of a gallery.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from src.batch import TextEmbedding, VideoEmbedding
 from src.errors import UserError
-from src.metrics.ranks import Index, ScoreFn
-from src.metrics.result import RetrievalResult
-from src.metrics.retrieval import evaluate, evaluate_matrix
+from src.metrics.log_sums import LogSums
+from src.metrics.ranks import Index
+from src.metrics.rescoring import Banks, NewScores, Rescoring
+from src.metrics.score_blocks import Scores
 
-Similarity = Callable[[TextEmbedding, VideoEmbedding], Tensor]
+COSINES, LOGITS = 20.0, 1 / 1.99  # published: most models, CLIP2Video
 
 
 class QueryBank:
     """What QB-Norm has to know of a bank of queries.
 
     Args:
-        num_videos: V.
-        beta: inverse temperature; 20 for cosine scores.
-        k: the best k videos of each bank query are hubs.
+        size: G.
+        beta: inverse temperature.
+        k: the best k items of each bank query are hubs; 0 = nobody asks.
 
     Attributes:
-        size: bank queries seen.
-        hubs_V: bool, videos among the best k of a bank query.
-
-    Raises:
-        UserError: beta or k cannot be used.
+        sums: of exp(beta score).
+        hubs_G: bool, items among the best k of a bank query.
     """
 
-    def __init__(self, num_videos: int, beta: float, k: int = 1) -> None:
-        if not (math.isfinite(beta) and beta > 0):
-            raise UserError(f"qb_norm.beta: found {beta}, expected a positive number; 20 suits cosine similarities")
-        if not 1 <= k <= num_videos:
-            raise UserError(f"qb_norm.k: found {k}, expected 1 to {num_videos}, the number of videos")
-        self.beta, self.k, self.size = beta, k, 0
-        self.hubs_V = torch.zeros(num_videos, dtype=torch.bool)
-        self._most_V = torch.full((num_videos,), -torch.inf, dtype=torch.float64)
-        self._sum_V = torch.zeros(num_videos, dtype=torch.float64)
+    def __init__(self, size: int, beta: float, k: int = 1) -> None:
+        self.beta, self.k = beta, k
+        self.sums = LogSums(size)
+        self.hubs_G = torch.zeros(size, dtype=torch.bool)
 
-    def add(self, scores_NV: Tensor) -> None:
-        """Take in the scores of some bank queries with all videos, in the order of the videos.
+    def add(self, scores_NG: Tensor) -> None:
+        """Take in the scores of some bank queries with the whole gallery.
 
         Raises:
-            UserError: a score is NaN, or all of a video are infinite.
+            UserError: a score is NaN, or all of an item are infinite.
         """
-        scores_NV = scores_NV.detach() if scores_NV.dtype == torch.float64 else scores_NV.detach().float()
-        if not len(scores_NV):
+        scores_NG = scores_NG.detach() if scores_NG.dtype == torch.float64 else scores_NG.detach().float()
+        if not len(scores_NG):
             return
-        most_V = scores_NV.amax(0)
-        if not most_V.isfinite().all():  # NaN is the largest
-            raise UserError(
-                "QB-Norm: found NaN or infinite scores of the query bank, expected finite ones; "
-                "look for a diverged checkpoint (NaN weights) or empty features"
-            )
-        best_NK = scores_NV.argmax(1, keepdim=True) if self.k == 1 else scores_NV.topk(self.k, dim=1).indices
-        self.hubs_V[best_NK.flatten().cpu()] = True
-        # Subtracting first keeps the exponent exact to the scores' own rounding, whatever beta is.
-        sum_V = scores_NV.sub(most_V).mul_(self.beta).exp_().sum(0, dtype=torch.float64)
-        self._include(self.beta * most_V.double().cpu(), sum_V.cpu())
-        self.size += len(scores_NV)
+        self.sums.add(scores_NG, self.beta)
+        if self.k:
+            best_NK = scores_NG.argmax(1, keepdim=True) if self.k == 1 else scores_NG.topk(self.k, dim=1).indices
+            self.hubs_G[best_NK.flatten().cpu()] = True
 
     def merge(self, other: QueryBank) -> None:
         """Take in what another process saw of the bank."""
-        if other.size:
-            self.hubs_V |= other.hubs_V
-            self._include(other._most_V, other._sum_V)
-            self.size += other.size
-
-    def _include(self, most_V: Tensor, sum_V: Tensor) -> None:
-        common_V = torch.maximum(self._most_V, most_V)
-        self._sum_V = self._sum_V * (self._most_V - common_V).exp() + sum_V * (most_V - common_V).exp()
-        self._most_V = common_V
+        self.hubs_G |= other.hubs_G
+        self.sums.merge(other.sums)
 
     @classmethod
-    def of(cls, blocks: Iterable[Tensor], num_videos: int, beta: float, k: int = 1) -> QueryBank:
-        """A bank from blocks of its scores, each (N, V)."""
-        bank = cls(num_videos, beta, k)
-        for scores_NV in blocks:
-            bank.add(scores_NV)
+    def of(cls, blocks: Iterable[Tensor], size: int, beta: float, k: int = 1) -> QueryBank:
+        """A bank from blocks of its scores, each (N, G)."""
+        bank = cls(size, beta, k)
+        for scores_NG in blocks:
+            bank.add(scores_NG)
         return bank
 
-    @property
-    def log_sum_V(self) -> Tensor:
-        """float64 log of the sum over the bank of exp(beta score).
+    @classmethod
+    def read(cls, banks: Banks, blocks: Iterable[Tensor], size: int, settings: tuple[float, int]) -> QueryBank:
+        """The bank of all processes; `settings` are beta and k."""
+        whole = cls(size, *settings)
+        for part in banks.everyone(cls.of(blocks, size, *settings)):
+            whole.merge(part)
+        return whole
 
-        Raises:
-            UserError: the bank is empty.
-        """
-        if not self.size:
-            raise UserError("QB-Norm: found an empty query bank, expected at least one query; choose another bank")
-        return self._most_V + self._sum_V.log()
+    @property
+    def shift_G(self) -> Tensor:
+        """float64 log_sum / beta: what an item's scores lose."""
+        return self.sums.value_G / self.beta
 
 
 @dataclass(frozen=True)
-class Rescored:
-    """What QB-Norm made of a result.
+class InvertedSoftmax(Rescoring):
+    """Inverted softmax.
 
-    Attributes:
-        result: text to video re-scored, video to text raw; the scores it holds are the raw ones, in the new order.
-        raw: the result without QB-Norm.
-        bank: the query bank.
-        changed: number of captions whose scores were replaced.
+    Args:
+        beta: inverse temperature; None = 20 for cosines, 1/1.99 for logits.
+        bank: train, val or test (transductive); None = train, or of a matrix the file of its bank, if it has one.
+        video_bank: also re-score video to text by the videos of the bank, which are encoded for it; with the test as
+            the bank both directions are always re-scored.
     """
 
-    result: RetrievalResult
-    raw: RetrievalResult
-    bank: QueryBank
-    changed: int
+    beta: float | None = None
+    bank: Literal["train", "val", "test"] | None = None
+    video_bank: bool = False
 
-    def words(self, source: str) -> str:
-        """For the line of the protocol; `source` says where the bank comes from."""
-        return f"QB-Norm t2v only (beta {self.bank.beta:g}, k {self.bank.k}, bank {self.bank.size} {source})"
+    name = "inverted_softmax"
+    title = "inverted softmax"
+    default_bank = "train"
 
-    def details(self, source: str) -> dict[str, object]:
-        """For metrics.json."""
-        return {
-            "beta": self.bank.beta,
-            "k": self.bank.k,
-            "bank": source,
-            "bank_queries": self.bank.size,
-            "hub_videos": int(self.bank.hubs_V.sum()),
-            "rescored_captions": self.changed,
-            "raw_t2v": dict(self.raw.t2v),
-        }
+    def check(self, num_videos: int) -> None:
+        _check_beta(self.beta)
+
+    def new_scores(self, scores: Scores, banks: Banks | None) -> NewScores:
+        return _normalised(scores, banks, scores.chosen(self.beta, COSINES, LOGITS), 0)
 
 
-def evaluate_matrix_with_bank(
-    score: ScoreFn, caption_video: Tensor, num_videos: int, bank: QueryBank, **options: Any
-) -> Rescored:
-    """Rank from scores that exist already, see `src.metrics.retrieval.evaluate_matrix`."""
-    raw = evaluate_matrix(score, caption_video, num_videos, **options)
-    changed_W, shift_V = _correction(raw, bank)
-    changed_Q = torch.zeros(len(caption_video), dtype=torch.bool)
-    changed_Q[raw.caption_ids] = changed_W
+@dataclass(frozen=True)
+class QbNorm(Rescoring):
+    """QB-Norm.
 
-    def corrected(rows: Index, columns: Index) -> Tensor:
-        return corrected_tile(score(rows, columns), changed_Q[rows], shift_V[columns])
+    Args:
+        beta: inverse temperature; None = 20 for cosines, 1/1.99 for logits.
+        k: the best k items of each bank query are hubs.
+        bank: as in `InvertedSoftmax`.
+        video_bank: as in `InvertedSoftmax`.
+    """
 
-    new = evaluate_matrix(corrected, caption_video, num_videos, **options)
-    return Rescored(_with_text_to_video(raw, new, changed_W, shift_V), raw, bank, int(changed_W.sum()))
+    beta: float | None = None
+    k: int = 1
+    bank: Literal["train", "val", "test"] | None = None
+    video_bank: bool = False
 
+    name = "qb_norm"
+    title = "QB-Norm"
+    default_bank = "train"
 
-def evaluate_with_bank(
-    text: TextEmbedding, video: VideoEmbedding, similarity: Similarity, bank: QueryBank, **options: Any
-) -> Rescored:
-    """Rank embeddings, see `src.metrics.retrieval.evaluate`; the bank's videos are those of `video`, by id."""
-    raw = evaluate(text, video, similarity, **options)
-    changed_Q, shift_V = _correction(raw, bank)
+    def check(self, num_videos: int) -> None:
+        _check_beta(self.beta)
+        if not 1 <= self.k <= num_videos:
+            raise UserError(f"rescoring.k: found {self.k}, expected 1 to {num_videos}, the number of videos")
 
-    def corrected(some: TextEmbedding, videos: VideoEmbedding) -> Tensor:
-        rows = torch.searchsorted(raw.caption_ids, some.ids.cpu())
-        columns = torch.searchsorted(raw.video_ids, videos.ids.cpu())
-        return corrected_tile(similarity(some, videos), changed_Q[rows], shift_V[columns])
-
-    new = evaluate(text, video, corrected, **options)
-    return Rescored(_with_text_to_video(raw, new, changed_Q, shift_V), raw, bank, int(changed_Q.sum()))
+    def new_scores(self, scores: Scores, banks: Banks | None) -> NewScores:
+        return _normalised(scores, banks, scores.chosen(self.beta, COSINES, LOGITS), self.k)
 
 
-def _correction(raw: RetrievalResult, bank: QueryBank) -> tuple[Tensor, Tensor]:
-    """changed_Q and shift_V: what to subtract in the rows that change."""
-    best_Q = np.searchsorted(raw.video_ids.numpy(), raw.t2v_topk[0][:, 0].numpy())
-    return bank.hubs_V[torch.from_numpy(best_Q)], bank.log_sum_V / bank.beta
+def _check_beta(beta: float | None) -> None:
+    if beta is not None and not (math.isfinite(beta) and beta > 0):
+        raise UserError(
+            f"rescoring.beta: found {beta}, expected a positive number, or null: 20 for cosine similarities, "
+            "1/1.99 for logits"
+        )
 
 
-def corrected_tile(scores_RC: Tensor, changed_R: Tensor, shift_C: Tensor) -> Tensor:
-    """Scores of R queries with C videos, less the videos' shift in the rows that change."""
-    scores_RC = scores_RC if scores_RC.dtype == torch.float64 else scores_RC.float()
-    shift_1C = shift_C.to(scores_RC)[None]
-    return scores_RC - shift_1C.where(changed_R.to(scores_RC.device)[:, None], 0.0)
+def _normalised(scores: Scores, banks: Banks | None, beta: float, k: int) -> NewScores:
+    """The inverted softmax, for k > 0 only of queries whose best item is a hub."""
+    captions, videos = len(scores.video_of_caption), scores.num_videos
+    settings: dict[str, object] = {"beta": beta, **({"k": k} if k else {})}
+    if banks is None:
+        over_videos_Q, over_captions_V = scores.log_sums(beta)
+        every = torch.ones(1, dtype=torch.bool)
+        t2v = _Columns(over_captions_V / beta, every.expand(captions))
+        return NewScores(t2v, _Rows(over_videos_Q / beta, every.expand(videos)), settings | {"bank": "test"})
+    queries = QueryBank.read(banks, banks.captions, videos, (beta, k))
+    video_Q, caption_V = scores.best() if k else (torch.zeros(captions).long(), torch.zeros(videos).long())
+    changed_Q = queries.hubs_G[video_Q] if k else torch.ones(captions, dtype=torch.bool)
+    settings |= {"bank": banks.source, "bank_queries": queries.sums.count}
+    if k:
+        settings |= {"hub_videos": int(queries.hubs_G.sum()), "changed_captions": int(changed_Q[scores.rows_Q].sum())}
+    v2t = None
+    if banks.videos is not None:
+        other = QueryBank.read(banks, banks.videos, len(scores.rows_Q), (beta, k))
+        changed_V = scores.spread(other.hubs_G)[caption_V] if k else torch.ones(videos, dtype=torch.bool)
+        v2t = _Rows(scores.spread(other.shift_G), changed_V)
+        settings |= {"bank_videos": other.sums.count}
+    return NewScores(_Columns(queries.shift_G, changed_Q), v2t, settings)
 
 
-def _with_text_to_video(
-    raw: RetrievalResult, new: RetrievalResult, changed_Q: Tensor, shift_V: Tensor
-) -> RetrievalResult:
-    videos_QK, scores_QK = new.t2v_topk
-    at_QK = torch.from_numpy(np.searchsorted(raw.video_ids.numpy(), videos_QK.numpy()))
-    raw_QK = scores_QK + shift_V[at_QK].where(changed_Q[:, None], 0.0)
-    return replace(raw, t2v=new.t2v, t2v_ranks=new.t2v_ranks, t2v_tied=new.t2v_tied, t2v_topk=(videos_QK, raw_QK))
+@dataclass(frozen=True)
+class _Columns:
+    """Scores less the shift of their video, in the rows that change."""
+
+    shift_V: Tensor
+    changed_Q: Tensor
+
+    def __call__(self, s_RC: Tensor, rows: Index, columns: Index) -> Tensor:
+        return s_RC - self.shift_V[columns][None].where(self.changed_Q[rows][:, None], 0.0)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Scores less the shift of their caption, in the columns that change."""
+
+    shift_Q: Tensor
+    changed_V: Tensor
+
+    def __call__(self, s_RC: Tensor, rows: Index, columns: Index) -> Tensor:
+        return s_RC - self.shift_Q[rows][:, None].where(self.changed_V[columns][None], 0.0)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning import LightningModule
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -33,6 +34,7 @@ from src.errors import UserError
 from src.losses.distillation import Distillation
 from src.losses.infonce import SymmetricInfoNCE
 from src.metrics.retrieval import RetrievalResult, evaluate
+from src.models.gradient_cache import encode_in_chunks
 
 Stage = Literal["val", "test"]
 Similarity = Callable[[TextEmbedding, VideoEmbedding], Tensor]
@@ -82,6 +84,7 @@ class RetrievalModule(LightningModule, ABC):
         self._seed = 0
         self._ties: Ties = "optimistic"
         self._topk = 10
+        self._cache_chunks = 1
 
     # ---- what a model implements -------------------------------------------------------------
 
@@ -126,6 +129,11 @@ class RetrievalModule(LightningModule, ABC):
         """Training loss of this process's rows; "loss" is minimised, other entries are logged."""
         return {"loss": self.contrastive(self.similarity, text, video)}
 
+    def depends_on_batch(self) -> str:
+        """What makes an item's embedding depend on the other items of a training batch; empty where nothing does."""
+        names = [name for name, module in self.named_modules() if isinstance(module, _BatchNorm)]
+        return f"batch normalisation ({names[0]})" if names else ""
+
     def after_step(self) -> None:
         """Called after each optimiser step, for constraints such as the logit-scale clamp."""
 
@@ -137,6 +145,22 @@ class RetrievalModule(LightningModule, ABC):
         """Attach the optimisation; `total_steps` counts optimiser steps of the whole run."""
 
         self._optimizer, self._scheduler, self._total_steps, self._seed = optimizer, scheduler, total_steps, seed
+
+    def configure_loss(self, cache_chunks: int) -> None:
+        """Choose into how many chunks a batch is cut while it is encoded; see `src.models.gradient_cache`.
+
+        Raises:
+            UserError: less than one chunk, or chunks of a model whose embeddings depend on the batch.
+        """
+        if cache_chunks < 1:
+            raise UserError(f"loss.cache_chunks={cache_chunks}, expected at least 1; 1 encodes the batch in one piece")
+        reason = self.depends_on_batch()
+        if cache_chunks > 1 and reason:
+            raise UserError(
+                f"loss.cache_chunks={cache_chunks} needs embeddings that do not depend on the rest of the batch, found "
+                f"{reason}, which would see one chunk only; set loss.cache_chunks=1"
+            )
+        self._cache_chunks = cache_chunks
 
     def configure_evaluation(self, ties: Ties, topk: int) -> None:
         """Choose the tie rule of the ranks and how many neighbours a report lists."""
@@ -188,13 +212,13 @@ class RetrievalModule(LightningModule, ABC):
         torch.manual_seed(mixed)
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        text = self.encode_text(batch.text)
-        video = self.encode_video(batch.video)
+        text = encode_in_chunks(self.encode_text, batch.text, self._cache_chunks)
+        video = encode_in_chunks(self.encode_video, batch.video, self._cache_chunks)
         if batch.rows is not None:  # each video was encoded once; its captions share the embedding
             video = video[batch.rows]
-        # Normalisation, logits and log-sum-exp stay in float32 whatever the trainer's precision.
+        # Normalisation, logits and log-sum-exp stay in float32 or better whatever the trainer's precision.
         with torch.autocast(self.device.type, enabled=False):
-            losses = self._losses(_as_float32(text), _as_float32(video), batch.teachers)
+            losses = self._losses(_full_precision(text), _full_precision(video), batch.teachers)
         if not torch.isfinite(losses["loss"]):
             raise UserError(
                 f"the loss became {losses['loss'].item()} at epoch {self.current_epoch}, batch {batch_idx} "
@@ -276,6 +300,11 @@ def _is_by_epoch(scheduler: Any) -> bool:
 
 def _as_float32(embedding: Embedding) -> Any:
     return embedding.map(lambda t: t.float() if t.is_floating_point() else t)
+
+
+def _full_precision(embedding: Embedding) -> Any:
+    """Half precision becomes float32; float64 stays."""
+    return embedding.map(lambda t: t.to(torch.promote_types(t.dtype, torch.float32)) if t.is_floating_point() else t)
 
 
 def gather_items(pieces: list[Embedding]) -> Any:

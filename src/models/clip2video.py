@@ -1,7 +1,6 @@
-"""CLIP2Video: CLIP on frames, differences between frames, and shared centres for words and frames.
+"""CLIP2Video: CLIP on frames, and a transformer over these and the differences between them.
 
-Shape suffixes: B items, T frames, S = 2T−1 frames and differences, X tokens of one modality, L words,
-K centres, D joint dimension.
+Shape suffixes: B items, T frames, S = 2T−1 frames and differences, X further tokens, D joint dimension.
 """
 
 from __future__ import annotations
@@ -9,19 +8,19 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.batch import FrameSampling, TextBatch, TextEmbedding, VideoBatch, VideoEmbedding
+from src.batch import FrameSampling, VideoBatch
 from src.errors import UserError
-from src.models.clip_retrieval import ClipRetrievalModule, frame_spec, full_precision
-from src.models.freeze import FreezeRule
-from src.models.temporal import MaskLayout, TemporalTransformer, init_small, interleave, pool_frames
+from src.models.clip_retrieval import ClipRetrievalModule, frame_spec
+from src.models.clip_tower import ClipTower
+from src.models.freeze import FreezeRule, freeze_clip
+from src.models.heads.base import HeadFactory, VideoTokens, head_class
+from src.models.heads.tab import CENTRE_STD, TabHead
+from src.models.temporal import MaskLayout, TemporalTransformer, init_small, interleave
 
 Difference = Literal["raw", "mlp", "attention"]
 AlignmentTokens = Literal["frames", "temporal", "difference"]
-
-CENTRE_STD = 1 / 8
 
 
 class DifferenceTokens(NamedTuple):
@@ -82,61 +81,34 @@ class DifferenceBlock(nn.Module):
         )
 
 
-class AlignmentBlock(nn.Module):
-    """Temporal Alignment Block: words and frames are described by their residuals to shared centres.
-
-    Args:
-        width: D.
-        num_centers: K.
-        transformer: makes extra temporal tokens from every second frame; None when frames suffice.
-
-    Source: CLIP2Video modules/modeling.py @ e941318, temporal_alignment_block (a NetVLAD whose clusters
-        are averaged, not concatenated).
-    """
-
-    def __init__(self, width: int, num_centers: int, transformer: TemporalTransformer | None) -> None:
-        super().__init__()
-        self.assignment = nn.Parameter(torch.randn(num_centers, width) * CENTRE_STD)
-        self.residual = nn.Parameter(torch.randn(num_centers, width) * CENTRE_STD)
-        self.transformer = transformer
-
-    def forward(self, x_BXD: Tensor, mask_BX: Tensor) -> Tensor:
-        """Normalised vectors (B, D) of a set of tokens; the zero vector for an empty set."""
-        weights_BXK = torch.softmax(x_BXD @ self.assignment.T, dim=-1) * mask_BX[..., None]
-        # Σₙ aₙₖ (xₙ − mₖ) without the (B, X, K, D) tensor.
-        residual_BKD = weights_BXK.transpose(1, 2) @ x_BXD - weights_BXK.sum(1)[..., None] * self.residual
-        return F.normalize(F.normalize(residual_BKD, dim=-1).mean(1), dim=-1)
-
-
 class Clip2Video(ClipRetrievalModule):
     """CLIP2Video (arXiv 2106.11097).
 
     Args:
         arch: open_clip architecture name, or `videotext-tiny`.
         pretrained: null (random), a tag such as `openai`, or a local weight file.
-        header: "seqTransf" models the order of frames by a transformer, "meanP" averages them
-            (upstream flag `sim_type`).
-        difference_block: insert differences between frames (upstream `temporal_type=TDB`); needs seqTransf.
+        head: how a caption is compared with what the layers over frames give, one of conf/model/head; published:
+            tab (upstream `center_type=TAB`), or without it meanP.
+        temporal_block: a transformer over the frames (upstream `sim_type`: seqTransf has it, meanP has none).
+        difference_block: it also reads the differences between frames (upstream `temporal_type=TDB`).
         difference: how a difference becomes a token (upstream `temporal_proj`: "raw" is '', "mlp" is
             sigmoid_mlp, "attention" is sigmoid_selfA). Only read with a difference block.
-        alignment_block: add the branch that aligns words with frames (upstream `center_type=TAB`).
-        alignment_tokens: what stands for the video in it (upstream `center_proj`): "frames" is ''; "temporal" (TAB)
-            adds tokens of every second frame; "difference" (TAB_TDB) adds them after a difference block.
-            Only read with an alignment block.
-        num_centers: shared centres K (upstream `centerK`; 7 published for VATEX).
-        global_weight: weight of the global branch in loss and score, the rest goes to the aligned
-            branch (upstream `center_weight`).
+        alignment_tokens: what stands for the video in the alignment of head tab (upstream `center_proj`): "frames" is
+            ''; "temporal" (TAB) adds tokens of every second frame; "difference" (TAB_TDB) adds them after a
+            difference block. Other heads do not read it.
         num_frames: frames per video (upstream `max_frames`).
         max_words: tokens per caption (upstream `max_words`).
         temporal_layers: blocks of the temporal transformer (upstream `cross_num_hidden_layers`).
-        head_dim: width of one attention head in it; null takes the text tower's.
-        mask_layout: "per_video", or "upstream" for the released code, whose heads see the padding of
+        head_dim: width of one attention head of transformers over frames; null takes the text tower's.
+        mask_layout: of these, "per_video", or "upstream" for the released code, whose heads see the padding of
             other videos of the batch.
         sampling: rule that picks the frames; see `src.data.sampling`.
         framerate: frames per second or stride of that rule (upstream `feature_framerate`).
         frame_position: which frames of a long list survive, 0 head, 1 tail, 2 uniform.
         freeze_layers: −1 trains all of CLIP; n ≥ 0 see `freeze_clip`.
         freeze_rule: see `freeze_clip`.
+        activation_checkpointing: see `src.models.tower_speed`.
+        compile: see `src.models.tower_speed`.
         gather: "exact" gradients over processes or "upstream", 1/W of them.
         same_video_positives: leave other captions of the same video out of the negatives.
 
@@ -152,13 +124,11 @@ class Clip2Video(ClipRetrievalModule):
         *,
         arch: str,
         pretrained: str | None = None,
-        header: Literal["meanP", "seqTransf"] = "seqTransf",
+        head: HeadFactory = TabHead,
+        temporal_block: bool = True,
         difference_block: bool = True,
         difference: Difference = "attention",
-        alignment_block: bool = True,
         alignment_tokens: AlignmentTokens = "difference",
-        num_centers: int = 5,
-        global_weight: float = 0.5,
         num_frames: int = 12,
         max_words: int = 32,
         temporal_layers: int = 4,
@@ -169,41 +139,45 @@ class Clip2Video(ClipRetrievalModule):
         frame_position: Literal[0, 1, 2] = 2,
         freeze_layers: int = -1,
         freeze_rule: FreezeRule = "intended",
+        activation_checkpointing: bool = False,
+        compile: bool = False,
         gather: Literal["exact", "upstream"] = "exact",
         same_video_positives: bool = False,
     ) -> None:
+        tower = ClipTower(arch, pretrained)
+        freeze_clip(tower, freeze_layers, freeze_rule)
         super().__init__(
-            arch=arch,
-            pretrained=pretrained,
-            linear_patch="2d",
+            tower=tower,
             frames=frame_spec(num_frames, sampling, framerate, frame_position),
             max_words=max_words,
             head_dim=head_dim,
-            freeze_layers=freeze_layers,
-            freeze_rule=freeze_rule,
+            mask_layout=mask_layout,
             gather=gather,
             same_video_positives=same_video_positives,
+            activation_checkpointing=activation_checkpointing,
+            compile=compile,
         )
-        self.header = header
+        self.temporal_block = temporal_block
         self.difference_block = difference_block
-        self.alignment_tokens = alignment_tokens
-        self.global_weight = global_weight
-        uses_difference = alignment_block and alignment_tokens == "difference"
-        self._check_options(alignment_block, uses_difference, num_centers)
-        self._add_temporal(temporal_layers, difference, mask_layout)
-        self.alignment: AlignmentBlock | None = None
-        if alignment_block:
-            self.alignment = self._make_alignment(num_centers, mask_layout)
+        self.extra_tokens: AlignmentTokens = alignment_tokens if head_class(head).reads_extra else "frames"
+        self._check_options()
+        self._add_temporal(temporal_layers, difference)
+        # Drawn before the head and listed after it, so that a seed means the weights and steps that it always meant.
+        extra = self._make_extra()
+        self.add_head(head)
+        self.extra = extra
 
-    def _check_options(self, alignment_block: bool, uses_difference: bool, num_centers: int) -> None:
-        extra = alignment_block and self.alignment_tokens != "frames"
+    def _check_options(self) -> None:
+        uses_difference = self.extra_tokens == "difference"
         needed = 3 if uses_difference else 2
-        if self.header == "meanP" and self.difference_block:
-            raise UserError("model.difference_block=true needs model.header=seqTransf, found meanP; change one of them")
-        if self.header == "meanP" and extra:
+        if self.difference_block and not self.temporal_block:
             raise UserError(
-                f"model.alignment_tokens={self.alignment_tokens} needs model.header=seqTransf, found meanP; "
-                "set model.alignment_tokens=frames or model.header=seqTransf"
+                "model.difference_block=true needs model.temporal_block=true, found false; change one of them"
+            )
+        if self.extra_tokens != "frames" and not self.temporal_block:
+            raise UserError(
+                f"model.alignment_tokens={self.extra_tokens} needs model.temporal_block=true, found false; "
+                "set model.alignment_tokens=frames or model.temporal_block=true"
             )
         if uses_difference and not self.difference_block:
             raise UserError(
@@ -212,70 +186,51 @@ class Clip2Video(ClipRetrievalModule):
             )
         if self.difference_block and self.frames.num_frames < needed:
             raise UserError(f"model.num_frames={self.frames.num_frames}, the difference block needs at least {needed}")
-        if not 0 <= self.global_weight <= 1:
-            raise UserError(f"model.global_weight={self.global_weight}, expected 0 to 1")
-        if num_centers < 1:
-            raise UserError(f"model.num_centers={num_centers}, expected at least 1")
 
-    def _add_temporal(self, layers: int, difference: Difference, mask_layout: MaskLayout) -> None:
-        width = self.tower.embed_dim
-        self.difference = DifferenceBlock(width, self.heads, self.difference_block, difference, mask_layout)
-        if self.header == "meanP":
+    def _add_temporal(self, layers: int, difference: Difference) -> None:
+        width, host = self.tower.embed_dim, self.host()
+        self.difference = DifferenceBlock(
+            width, self.attention_heads, self.difference_block, difference, self.mask_layout
+        )
+        if not self.temporal_block:
             return
-        self.position = self.position_table(self.frames.num_frames)
-        self.temporal = TemporalTransformer(width, layers, self.heads, mask_layout)
+        self.position = host.position_table(self.frames.num_frames)
+        self.temporal = host.temporal_transformer(layers)
         types = [self.difference.kind] if self.difference_block else []
         attention = [self.difference.attention] if difference == "attention" else []
-        self.start_from_text_tower([self.position, *types], [self.temporal, *attention])
+        host.start_from_text_tower([self.position, *types], [self.temporal, *attention])
         if difference == "mlp" and self.tower.is_plain and self.tower.clip.visual.proj.shape[0] >= width:
             with torch.no_grad():
                 self.difference.projection.copy_(self.tower.clip.visual.proj[:width])
 
-    def _make_alignment(self, num_centers: int, mask_layout: MaskLayout) -> AlignmentBlock:
-        transformer = None
-        if self.alignment_tokens != "frames":
-            transformer = TemporalTransformer(self.tower.embed_dim, 1, self.heads, mask_layout)
-            self.start_from_text_tower([], [transformer])
-        return AlignmentBlock(self.tower.embed_dim, num_centers, transformer)
+    def _make_extra(self) -> TemporalTransformer | None:
+        """What makes further tokens of every second frame."""
+        if self.extra_tokens == "frames":
+            return None
+        host = self.host()
+        transformer = host.temporal_transformer(1)
+        host.start_from_text_tower([], [transformer])
+        return transformer
 
-    def encode_text(self, batch: TextBatch) -> TextEmbedding:
-        """Normalised vectors (B, D): part "global", and "aligned" with the alignment block."""
-        if self.alignment is None:
-            parts = {"global": F.normalize(full_precision(self.tower.encode_text(batch.tokens_BL)), dim=-1)}
-            return TextEmbedding(ids=batch.ids, parts=parts, video_ids=batch.video_ids)
-        text_BD, tokens_BLD = self.tower.encode_text_tokens(batch.tokens_BL)
-        with self.exact_arithmetic():
-            words_mask_BL = batch.mask_BL.clone()
-            words_mask_BL[:, 0] = False  # the start token says nothing
-            parts = {
-                "global": F.normalize(full_precision(text_BD), dim=-1),
-                "aligned": self.alignment(full_precision(tokens_BLD), words_mask_BL),
-            }
-        return TextEmbedding(ids=batch.ids, parts=parts, video_ids=batch.video_ids)
-
-    def encode_video(self, batch: VideoBatch) -> VideoEmbedding:
-        """Normalised vectors (B, D): part "global", and "aligned" with the alignment block."""
+    def video_tokens(self, batch: VideoBatch) -> VideoTokens:
         frames_BTD, mask_BT = self.encode_frames(batch)
         with self.exact_arithmetic():
-            parts = {"global": pool_frames(self.order_frames(frames_BTD, mask_BT), mask_BT)}
-            if self.alignment is not None:
-                parts["aligned"] = self.alignment(*self.alignment_input(frames_BTD, mask_BT))
-        return VideoEmbedding(ids=batch.ids, parts=parts)
+            ordered_BTD = self.order_frames(frames_BTD, mask_BT)
+            return VideoTokens(frames_BTD, mask_BT, ordered_BTD, *self.more_tokens(frames_BTD, mask_BT))
 
     def order_frames(self, frames_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Frame vectors (B, T, D) that know of each other, with a residual; unchanged for meanP."""
-        if self.header == "meanP":
+        """Frame vectors (B, T, D) that know of each other, with a residual; unchanged without temporal block."""
+        if not self.temporal_block:
             return frames_BTD
         return self._mix(frames_BTD, mask_BT, self.temporal, self.difference_block)
 
-    def alignment_input(self, frames_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, X, D) and bool mask (B, X) that stand for the video in the alignment block."""
-        if self.alignment is None or self.alignment.transformer is None:
-            return frames_BTD, mask_BT
-        slow_BTD, slow_mask_BT = frames_BTD[:, 0::2], mask_BT[:, 0::2]
-        with_difference = self.alignment_tokens == "difference"
-        extra_BTD = self._mix(slow_BTD, slow_mask_BT, self.alignment.transformer, with_difference)
-        return torch.cat([frames_BTD, extra_BTD], dim=1), torch.cat([mask_BT, slow_mask_BT], dim=1)
+    def more_tokens(self, frames_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Further tokens (B, X, D) of every second frame and their bool mask (B, X), or nothing."""
+        if self.extra is None:
+            return None, None
+        slow_BXD, slow_mask_BX = frames_BTD[:, 0::2], mask_BT[:, 0::2]
+        with_difference = self.extra_tokens == "difference"
+        return self._mix(slow_BXD, slow_mask_BX, self.extra, with_difference), slow_mask_BX
 
     def _mix(
         self, frames_BTD: Tensor, mask_BT: Tensor, transformer: TemporalTransformer, with_difference: bool
@@ -287,27 +242,3 @@ class Clip2Video(ClipRetrievalModule):
         z = self.difference(frames_BTD, mask_BT, self.position)
         mixed_BSD = transformer(z.tokens_BSD + z.position_SD + z.type_SD, z.mask_BS)
         return mixed_BSD[:, 0::2] + frames_BTD
-
-    def score_global(self, text: TextEmbedding, video: VideoEmbedding) -> Tensor:
-        """Scores (N, V) of the global branch."""
-        return self.scaled_products(text.parts["global"], video.parts["global"])
-
-    def score_aligned(self, text: TextEmbedding, video: VideoEmbedding) -> Tensor:
-        """Scores (N, V) of the aligned branch."""
-        return self.scaled_products(text.parts["aligned"], video.parts["aligned"])
-
-    def similarity(self, text: TextEmbedding, video: VideoEmbedding) -> Tensor:
-        """Weighted mean of both branches; the global one alone without alignment block."""
-        if self.alignment is None:
-            return self.score_global(text, video)
-        weight = self.global_weight
-        return weight * self.score_global(text, video) + (1 - weight) * self.score_aligned(text, video)
-
-    def loss(self, text: TextEmbedding, video: VideoEmbedding) -> dict[str, Tensor]:
-        """Weighted sum of two separate losses, not the loss of the weighted score."""
-        if self.alignment is None:
-            return {"loss": self.contrastive(self.score_global, text, video)}
-        branches = {"global": self.score_global, "aligned": self.score_aligned}
-        losses = self.contrastive.each(branches, text, video)
-        total = self.global_weight * losses["global"] + (1 - self.global_weight) * losses["aligned"]
-        return {"loss": total, **losses}

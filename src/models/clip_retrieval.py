@@ -1,24 +1,34 @@
-"""What CLIP4Clip and CLIP2Video share: the CLIP tower, its input, the logit scale, the fresh start.
+"""What the CLIP family shares: tower, input, head, logit scale.
 
-Shape suffixes: B items, T frames, D joint dimension.
+Shape suffixes: B items, L words, T frames, D joint dimension.
 """
 
 from __future__ import annotations
 
-import logging
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from src.batch import FrameSampling, FrameSpec, InputSpec, VideoBatch
+from src.batch import FrameSampling, FrameSpec, InputSpec, TextBatch, TextEmbedding, Tokenizer, VideoBatch, VideoEmbedding
 from src.errors import UserError
 from src.models.base import RetrievalModule
-from src.models.clip_tower import ClipTower
-from src.models.freeze import FreezeRule, freeze_clip
-from src.models.temporal import TemporalTransformer
+from src.models.heads.base import Head, HeadFactory, HeadHost, TextTokens, TextTower, VideoTokens
+from src.models.temporal import MaskLayout, TemporalTransformer
 
-log = logging.getLogger(__name__)
+
+class Tower(TextTower, Protocol):
+    """What a tower of the family does; `src.models.clip_tower.ClipTower` says what each method means."""
+
+    @property
+    def image_size(self) -> int: ...
+    def tokenizer(self, max_words: int) -> Tokenizer: ...
+    def clamp_logit_scale(self) -> None: ...
+    def encode_text(self, tokens_BL: Tensor) -> Tensor: ...
+    def encode_text_tokens(self, tokens_BL: Tensor) -> tuple[Tensor, Tensor]: ...
+    def encode_frames(self, frames_BTCHW: Tensor, mask_BT: Tensor) -> Tensor: ...
+    def speed_up(self, activation_checkpointing: bool, compile: bool) -> None: ...
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -27,43 +37,57 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 class ClipRetrievalModule(RetrievalModule):
-    """A retrieval model on CLIP's sentence and frame vectors.
+    """A tower that encodes captions and frames, and a head that compares them.
+
+    A subclass builds its tower, calls this, adds its own layers over frames, and calls `add_head` last. Models with
+    such layers, or with a tower that sees all frames at once, override `video_tokens`.
 
     Args:
-        arch: open_clip architecture; see `ClipTower`.
-        pretrained: weights of the tower; see `ClipTower`.
-        linear_patch: see `ClipTower`.
+        tower: encodes captions and frames.
         frames: frames that the model asks for; its image size is replaced by the tower's.
         max_words: tokens per caption including start and end.
-        head_dim: width of one attention head of the temporal layers; None takes the text tower's.
-        freeze_layers: see `freeze_clip`.
-        freeze_rule: see `freeze_clip`.
+        head_dim: width of one attention head of transformers over frames; None takes the text tower's.
+        mask_layout: of transformers over frames; see `key_mask`.
         gather: see `RetrievalModule`.
         same_video_positives: see `RetrievalModule`.
+        activation_checkpointing: see `src.models.tower_speed`.
+        compile: see `src.models.tower_speed`.
     """
+
+    head: Head
 
     def __init__(
         self,
         *,
-        arch: str,
-        pretrained: str | None,
-        linear_patch: Literal["2d", "3d"],
+        tower: Tower,
         frames: FrameSpec,
         max_words: int,
         head_dim: int | None,
-        freeze_layers: int,
-        freeze_rule: FreezeRule,
+        mask_layout: MaskLayout,
         gather: Literal["exact", "upstream"],
         same_video_positives: bool,
+        activation_checkpointing: bool,
+        compile: bool,
     ) -> None:
         super().__init__(gather=gather, same_video_positives=same_video_positives)
-        self.tower = ClipTower(arch, pretrained, linear_patch)
+        self.tower = tower
         if frames.num_frames < 1:
             raise UserError(f"model.num_frames={frames.num_frames}, expected at least 1")
         self.frames = frames
         self.max_words = max_words
-        self.heads = _temporal_heads(self.tower, head_dim)
-        freeze_clip(self.tower, freeze_layers, freeze_rule)
+        self.mask_layout: MaskLayout = mask_layout
+        self.attention_heads = _attention_heads(tower, head_dim)
+        if activation_checkpointing or compile:
+            tower.speed_up(activation_checkpointing, compile)
+
+    def host(self) -> HeadHost:
+        """What a head, or a layer over frames, may know of this model."""
+        return HeadHost(self.tower, self.frames.num_frames, self.max_words, self.attention_heads, self.mask_layout)
+
+    def add_head(self, head: HeadFactory) -> None:
+        """Make the head."""
+        self.head = head(self.host())
+        self.similarity_is_pairwise = self.head.pairwise
 
     @property
     def input_spec(self) -> InputSpec:
@@ -80,60 +104,67 @@ class ClipRetrievalModule(RetrievalModule):
     def after_step(self) -> None:
         self.tower.clamp_logit_scale()
 
-    def encode_frames(self, batch: VideoBatch) -> tuple[Tensor, Tensor]:
-        """Raw frame vectors (B, T, D) in float32 and their bool mask (B, T)."""
-        if batch.frames_BTCHW is None or batch.mask_BT is None:
-            raise UserError("this model reads frames, the data set gives none; choose a dataset with videos")
-        return full_precision(self.tower.encode_frames(batch.frames_BTCHW, batch.mask_BT)), batch.mask_BT
-
     def exact_arithmetic(self) -> torch.autocast:
         """Everything after the towers runs in float32 under any trainer precision (upstream: fp32 always)."""
         return torch.autocast(self.device.type, enabled=False)
 
-    def scaled_products(self, text_ND: Tensor, video_VD: Tensor) -> Tensor:
-        """exp(logit_scale)·cosine (N, V) of normalised vectors."""
-        return self.tower.logit_scale.exp() * (text_ND @ video_VD.T)
+    def encode_text(self, batch: TextBatch) -> TextEmbedding:
+        """The parts that the head keeps of captions."""
+        tokens = self.text_tokens(batch)
+        with self.exact_arithmetic():
+            return TextEmbedding(ids=batch.ids, parts=self.head.text_parts(tokens), video_ids=batch.video_ids)
 
-    def position_table(self, tokens: int) -> nn.Embedding:
-        """Learned positions, one row per position of CLIP's text tower.
+    def encode_video(self, batch: VideoBatch) -> VideoEmbedding:
+        """The parts that the head keeps of videos."""
+        tokens = self.video_tokens(batch)
+        with self.exact_arithmetic():
+            return VideoEmbedding(ids=batch.ids, parts=self.head.video_parts(tokens))
 
-        Args:
-            tokens: the longest sequence that will be looked up.
-        """
-        rows = self.tower.context_length
-        if tokens > rows:
-            raise UserError(
-                f"model.num_frames={self.frames.num_frames} needs {tokens} positions, the table has {rows}; "
-                f"set model.num_frames={self.frames.num_frames - tokens + rows} or less"
-            )
-        return nn.Embedding(rows, self.tower.embed_dim)
+    def text_tokens(self, batch: TextBatch) -> TextTokens:
+        """What the tower makes of captions."""
+        if not self.head.reads_words:
+            return TextTokens(full_precision(self.tower.encode_text(batch.tokens_BL)), batch.mask_BL)
+        tokens_BL, mask_BL = batch.tokens_BL, batch.mask_BL
+        if self.head.reads_padding:
+            padding = (0, self.max_words - tokens_BL.shape[1])
+            tokens_BL, mask_BL = F.pad(tokens_BL, padding), F.pad(mask_BL, padding)
+        sentence_BD, words_BLD = self.tower.encode_text_tokens(tokens_BL)
+        return TextTokens(full_precision(sentence_BD), mask_BL, full_precision(words_BLD))
 
-    def start_from_text_tower(self, tables: list[nn.Embedding], transformers: list[TemporalTransformer]) -> None:
-        """Fresh start: copy CLIP's text positions and blocks into position tables and temporal transformers.
+    def video_tokens(self, batch: VideoBatch) -> VideoTokens:
+        """What the tower, and layers over frames where there are some, make of videos."""
+        frames_BTD, mask_BT = self.encode_frames(batch)
+        return VideoTokens(frames_BTD, mask_BT, ordered_BTD=frames_BTD)
 
-        Transformers deeper than the text tower keep random upper blocks.
+    def encode_frames(self, batch: VideoBatch) -> tuple[Tensor, Tensor]:
+        """Raw frame vectors (B, T, D) in float32 and their bool mask (B, T)."""
+        frames_BTCHW, mask_BT = pixels(batch)
+        return full_precision(self.tower.encode_frames(frames_BTCHW, mask_BT)), mask_BT
 
-        Source: CLIP4Clip modules/modeling.py from_pretrained @ 508ffa3; the paper's "image encoder" is a
-            slip, the author confirmed the text encoder (issue 60).
-        """
-        tower = self.tower
-        if not tower.is_plain or tower.text_width != tower.embed_dim:
-            log.info("temporal layers start at random: the text tower of %s has another shape", tower.arch)
-            return
-        blocks = tower.clip.transformer.resblocks
-        with torch.no_grad():
-            for table in tables:
-                table.weight.copy_(tower.clip.positional_embedding[: len(table.weight)])
-            for transformer in transformers:
-                for own, source in zip(transformer.resblocks, blocks, strict=False):
-                    own.load_state_dict(source.state_dict(), strict=True)
+    def depends_on_batch(self) -> str:
+        if any(isinstance(module, TemporalTransformer) and module.mask_layout == "upstream" for module in self.modules()):
+            return "model.mask_layout=upstream, whose attention sees the padding of other videos"
+        return super().depends_on_batch()
+
+    def similarity(self, text: TextEmbedding, video: VideoEmbedding) -> Tensor:
+        return self.head.similarity(text, video, self.tower.logit_scale)
+
+    def loss(self, text: TextEmbedding, video: VideoEmbedding) -> dict[str, Tensor]:
+        return self.head.loss(self.contrastive, text, video, self.tower.logit_scale)
 
 
-def _temporal_heads(tower: ClipTower, head_dim: int | None) -> int:
+def pixels(batch: VideoBatch) -> tuple[Tensor, Tensor]:
+    """Frames (B, T, C, H, W) and their bool mask (B, T)."""
+    if batch.frames_BTCHW is None or batch.mask_BT is None:
+        raise UserError("this model reads frames, the data set gives none; choose a dataset with videos")
+    return batch.frames_BTCHW, batch.mask_BT
+
+
+def _attention_heads(tower: Tower, head_dim: int | None) -> int:
     width = tower.embed_dim
     if head_dim is None:
-        heads = int(tower.config["text_cfg"].get("heads", 8))
-        head_dim = tower.text_width // heads if width % max(tower.text_width // heads, 1) == 0 else 64
+        per_head = tower.text_width // max(tower.text_heads, 1)
+        head_dim = per_head if width % max(per_head, 1) == 0 else 64
     if head_dim < 1 or width % head_dim:
         raise UserError(f"model.head_dim={head_dim} does not divide the joint dimension {width} of {tower.arch}")
     return width // head_dim

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +20,9 @@ from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
 from src.errors import UserError
+from src.models import tower_speed
 from src.models.tokenizer import ClipTokenizer, PretrainedTokenizer
-from src.models.weights import ARCHIVE_SCALARS, load_strictly, read_state_dict
+from src.models.weights import ARCHIVE_SCALARS, check_fit, load_strictly, read_state_dict
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -97,6 +98,14 @@ class ClipTower(nn.Module):
         conv1.weight.requires_grad_(False)
         return conv
 
+    def check_file(self, state: Mapping[str, Tensor], source: str) -> None:
+        """Whether `pretrained` could be this CLIP file; under its names, without wrappers.
+
+        Raises:
+            UserError: lists names and shapes that do not fit.
+        """
+        check_fit(self.clip, state, source)
+
     @property
     def image_size(self) -> int:
         size = self.clip.visual.image_size
@@ -111,6 +120,11 @@ class ClipTower(nn.Module):
         return int(self.config["text_cfg"].get("width", self.embed_dim))
 
     @property
+    def text_heads(self) -> int:
+        """Attention heads of the text tower."""
+        return int(self.config["text_cfg"].get("heads", 8))
+
+    @property
     def context_length(self) -> int:
         return int(self.config["text_cfg"].get("context_length", 77))
 
@@ -122,6 +136,10 @@ class ClipTower(nn.Module):
         """Keep exp(logit_scale) at most 100, as CLIP does after every optimiser step."""
         with torch.no_grad():
             self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+    def speed_up(self, checkpointing: bool, compiled: bool) -> None:
+        """Recompute the blocks' activations, or compile the blocks: see `src.models.tower_speed`."""
+        tower_speed.speed_up(self.clip, checkpointing, compiled)
 
     def tokenizer(self, max_words: int) -> ClipTokenizer | PretrainedTokenizer:
         """The tokeniser that the text tower was made for, padding to `max_words`."""
@@ -184,18 +202,23 @@ class ClipTower(nn.Module):
             mask_BT: bool; padded frames enter as exact zeros (the mean colour) and are encoded too, since
                 the difference after the last frame and the 3-d patches look at them.
         """
-        batch, time, _, height, width = frames_BTCHW.shape
-        if (height, width) != (self.image_size, self.image_size):
-            raise UserError(
-                f"frames are {height}×{width} px, {self.arch} was built for {self.image_size}×{self.image_size}; "
-                "prepare the frame cache for this architecture"
-            )
+        self.check_size(frames_BTCHW)
+        batch, time = frames_BTCHW.shape[:2]
         pixels = normalise_frames(frames_BTCHW, self.mean, self.std, mask_BT)
         if self.patch_conv3d is not None:
             features = self._encode_3d(pixels)
         else:
             features = self.clip.encode_image(pixels.flatten(0, 1))
         return features.view(batch, time, -1)
+
+    def check_size(self, frames_BTCHW: Tensor) -> None:
+        """Refuse frames of another size than the architecture's."""
+        height, width = frames_BTCHW.shape[-2:]
+        if (height, width) != (self.image_size, self.image_size):
+            raise UserError(
+                f"frames are {height}×{width} px, {self.arch} was built for {self.image_size}×{self.image_size}; "
+                "prepare the frame cache for this architecture"
+            )
 
     def _encode_3d(self, pixels_BTCHW: Tensor) -> Tensor:
         """The visual tower with its patch embedding replaced by the convolution over time."""
@@ -232,7 +255,7 @@ def _quiet() -> Iterator[None]:
 def _build(arch: str, pretrained: str | None, config: dict[str, Any]) -> nn.Module:
     """Make the open_clip model and fill it with the asked weights."""
     if pretrained is not None and not Path(pretrained).is_file():
-        return _build_from_tag(arch, pretrained, config)
+        return build_from_tag(arch, pretrained, config)
     try:
         with _quiet():
             model = open_clip.create_model(arch, device=torch.get_default_device(), pretrained_text=False)
@@ -247,7 +270,7 @@ def _build(arch: str, pretrained: str | None, config: dict[str, Any]) -> nn.Modu
     if pretrained is not None:
         state = read_state_dict(pretrained)
         if any(name in state for name in ARCHIVE_SCALARS) and not config.get("quick_gelu", False):
-            raise _wrong_activation(arch, pretrained)
+            raise wrong_activation(arch, pretrained)
         load_strictly(model, clip_state(state), pretrained)
     return model
 
@@ -262,7 +285,7 @@ def clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _build_from_tag(arch: str, tag: str, config: dict[str, Any]) -> nn.Module:
+def build_from_tag(arch: str, tag: str, config: dict[str, Any]) -> nn.Module:
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if tag not in tags:
         raise UserError(
@@ -270,7 +293,7 @@ def _build_from_tag(arch: str, tag: str, config: dict[str, Any]) -> nn.Module:
             "give a file, one of the tags, or null"
         )
     if open_clip.get_pretrained_cfg(arch, tag).get("quick_gelu", False) != config.get("quick_gelu", False):
-        raise _wrong_activation(arch, tag)
+        raise wrong_activation(arch, tag)
     try:
         return open_clip.create_model(arch, pretrained=tag, device=torch.get_default_device())
     except (RuntimeError, OSError) as error:
@@ -281,7 +304,7 @@ def _build_from_tag(arch: str, tag: str, config: dict[str, Any]) -> nn.Module:
         ) from None
 
 
-def _wrong_activation(arch: str, pretrained: str) -> UserError:
+def wrong_activation(arch: str, pretrained: str) -> UserError:
     other = arch.removesuffix("-quickgelu") if arch.endswith("-quickgelu") else f"{arch}-quickgelu"
     return UserError(
         f"the weights {pretrained} were trained with {'GELU' if arch.endswith('-quickgelu') else 'QuickGELU'}, "

@@ -132,9 +132,17 @@ def masked_mean(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     return (x_BTD * weights_BT1).sum(1) / weights_BT1.sum(1).clamp_min(1)
 
 
-def pool_frames(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    """Video vectors (B, D): normalise every frame, average the valid ones, normalise; 0 without valid frames."""
-    return F.normalize(masked_mean(F.normalize(x_BTD, dim=-1), mask_BT), dim=-1)
+def pool_frames(x_BTD: Tensor, mask_BT: Tensor, normalise: bool = True) -> Tensor:
+    """Normalised video vectors (B, D): the mean of the valid frames, 0 without any.
+
+    Args:
+        x_BTD: frame vectors.
+        mask_BT: bool, True on valid frames.
+        normalise: give every frame the same length before the mean.
+    """
+    if normalise:
+        x_BTD = F.normalize(x_BTD, dim=-1)
+    return F.normalize(masked_mean(x_BTD, mask_BT), dim=-1)
 
 
 def interleave(even_BTD: Tensor, odd_BSD: Tensor) -> Tensor:

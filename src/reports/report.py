@@ -7,12 +7,15 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from src.metrics.result import RetrievalResult
 from src.reports.protocol import full_protocol
+
+if TYPE_CHECKING:
+    from src.reports.table import Table
 
 RANK_COLUMNS = (
     "direction", "query_id", "query", "rank", "tied", "true_id", "true", "score", "top1_id", "top1", "top1_score",
@@ -66,6 +69,7 @@ class ReportFacts:
         timing: phase -> seconds.
         thumbnail: video id -> JPEG bytes, or None where there is no picture.
         details: more entries for metrics.json.
+        tables: further tables of the same test, below the one of all metrics.
     """
 
     protocol: Mapping[str, object]
@@ -77,6 +81,7 @@ class ReportFacts:
     timing: Mapping[str, float] = field(default_factory=dict)
     thumbnail: Callable[[int], bytes | None] | None = None
     details: Mapping[str, object] = field(default_factory=dict)
+    tables: Sequence[Table] = ()
 
 
 def write_report(run_dir: Path, result: RetrievalResult, facts: ReportFacts) -> Path:

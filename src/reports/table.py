@@ -149,10 +149,15 @@ def skills_table(skills: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def print_table(
-    result: RetrievalResult, protocol: Mapping[str, object], skills: Mapping[str, Mapping[str, float]] | None = None
+    result: RetrievalResult,
+    protocol: Mapping[str, object],
+    skills: Mapping[str, Mapping[str, float]] | None = None,
+    further: Iterable[Table] = (),
 ) -> None:
-    """Print the result, and the skills where the benchmark has them."""
+    """Print the result, further tables of the same test, and the skills where the benchmark has them."""
     result_table(result, protocol).print()
+    for table in further:
+        table.print()
     if skills:
         skills_table(skills).print()
 

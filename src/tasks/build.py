@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,15 @@ def _arguments(cfg: DictConfig, group: str) -> dict[str, Any]:
 
 
 def build_model(cfg: DictConfig) -> RetrievalModule:
-    return _make(_arguments(cfg, "model"))
+    """The configured model. It is given its parts (tables with a `_target_` of their own) without what it adds."""
+    arguments = _arguments(cfg, "model")
+    parts = {key: value for key, value in arguments.items() if isinstance(value, dict) and "_target_" in value}
+    rest = {key: value for key, value in arguments.items() if key not in parts}
+    return _make(rest, **{key: _part(value) for key, value in parts.items()})
+
+
+def _part(node: Mapping[str, Any]) -> partial[Any]:
+    return partial(get_class(node["_target_"]), **{key: value for key, value in node.items() if key != "_target_"})
 
 
 def empty_model(cfg: DictConfig) -> RetrievalModule:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 
 from src.errors import UserError
@@ -42,6 +43,17 @@ def resolve_checkpoint(name: str, run_dir: Path, key: str = "ckpt_path") -> Path
     if not path.is_file():
         raise UserError(f"{key}={name}: found no file {path}, expected a checkpoint; check the path")
     return path
+
+
+def without_pretrained_file(cfg: DictConfig) -> DictConfig:
+    """The configuration of a model whose weights all come from a checkpoint: a pretrained file need not be there.
+
+    A tag stays, for it also says how the frames of the tower are normalised.
+    """
+    pretrained = cfg.model.get("pretrained")
+    if pretrained is None or not (Path(pretrained).suffix or Path(pretrained).is_file()):
+        return cfg
+    return OmegaConf.merge(cfg, {"model": {"pretrained": None}})  # type: ignore[return-value]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

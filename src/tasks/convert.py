@@ -28,6 +28,7 @@ from src.errors import UserError
 from src.models.base import RetrievalModule
 from src.models.clip_retrieval import ClipRetrievalModule
 from src.models.clip_tower import clip_state
+from src.models.evl_weights import knows_video
 from src.models.vocabulary import read_vocabulary
 from src.models.weights import check_fit, metadata_of, read_weights
 from src.tasks.build import empty_model, plain
@@ -36,8 +37,9 @@ from src.tasks.convert_features import convert_features
 from src.tasks.convert_mask import convert_mask
 
 log = logging.getLogger(__name__)
-PUBLISHED = (".tar", ".pth")
-"""Endings of published files: Dual Encoding's model_best.pth.tar, collaborative-experts' trained_model.pth."""
+PUBLISHED = (".tar", ".pth", ".bin")
+"""Endings of published files: Dual Encoding's model_best.pth.tar, collaborative-experts' trained_model.pth, and
+pytorch_model.bin of CLIP4Clip and its descendants, a bare state dict."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,8 @@ def _paths(cfg: DictConfig) -> tuple[Path, Path]:
     output = Path(name)
     if output.suffix != ".safetensors" and (cfg.task.format == "ours" or output.suffix not in PUBLISHED):
         raise UserError(
-            f"task.output={output}, expected a name that ends in .safetensors, or in .pth.tar or .pth with a published "
-            "task.format that is no bare state dict; rename it"
+            f"task.output={output}, expected a name that ends in .safetensors, or in .pth.tar, .pth or .bin with a "
+            "published task.format; rename it"
         )
     if output.exists() and source.exists() and output.samefile(source):
         raise UserError(f"task.output={output} is the source itself; give another name")
@@ -133,14 +135,14 @@ def _paths(cfg: DictConfig) -> tuple[Path, Path]:
 
 
 def _is_bare_clip(state: Mapping[str, Tensor]) -> bool:
-    return any(name.removeprefix("module.") == "visual.class_embedding" for name in state)
+    return "visual.class_embedding" in {name.removeprefix("module.") for name in state} and not knows_video(state)
 
 
 def _convert_clip(model: RetrievalModule, state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
     if not isinstance(model, ClipRetrievalModule):
         raise UserError(f"{source} is a CLIP, the chosen model has no CLIP tower; choose model=clip4clip")
     tensors = clip_state(state)
-    check_fit(model.tower.clip, tensors, str(source))
+    model.tower.check_file(tensors, str(source))
     return tensors
 
 
@@ -204,10 +206,10 @@ def _write_published(
     output: Path, family: Family, tensors: Mapping[str, Tensor], known: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
     """`known`: the model's options, and the extras of the file from which the tensors came."""
-    if family.content is None:
-        raise UserError(f"task.output={output}: {family.name} publish bare state dicts; name it .safetensors")
+    if family.content is None and output.suffix != ".bin":
+        raise UserError(f"task.output={output}: {family.name} publish bare state dicts; name it .bin or .safetensors")
     partial = _partial(output)
-    torch.save(family.content(tensors, *known), partial)
+    torch.save(dict(tensors) if family.content is None else family.content(tensors, *known), partial)
     partial.replace(output)
 
 

@@ -10,7 +10,7 @@ from pytorch_lightning import seed_everything
 from src.errors import UserError
 from src.tasks import pentathlon, query_bank, topic_search
 from src.tasks.build import build_datamodule, build_model, build_trainer, empty_model
-from src.tasks.checkpoint import load_weights, resolve_checkpoint
+from src.tasks.checkpoint import load_weights, resolve_checkpoint, without_pretrained_file
 from src.tasks.exports import check_exports
 from src.tasks.outcome import ResultWriter, optimized_value
 
@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> float | None:
     check_exports(cfg, by_topics=bool(datamodule.annotation.topics))
     pentathlon.check_part(cfg, datamodule.part("test"))
     seed_everything(cfg.seed, workers=True, verbose=False)
-    model = build_model(cfg)
+    model = build_model(cfg if cfg.ckpt_path is None else without_pretrained_file(cfg))
     label = f"pretrained={pretrained}" if pretrained else "random weights"
     if cfg.ckpt_path is not None:
         checkpoint = resolve_checkpoint(cfg.ckpt_path, Path(cfg.paths.run_dir))

@@ -17,7 +17,7 @@ from src.models.base import RetrievalModule
 from src.models.weights import check_fit
 from src.tasks import prepare_missing, topic_search
 from src.tasks.build import build_datamodule, build_model, build_optimization, build_trainer, empty_model
-from src.tasks.checkpoint import load_weights, read_checkpoint, resolve_checkpoint
+from src.tasks.checkpoint import load_weights, read_checkpoint, resolve_checkpoint, without_pretrained_file
 from src.tasks.loaders import Loaders
 from src.tasks.outcome import ResultWriter, optimized_value
 
@@ -47,7 +47,7 @@ def run(cfg: DictConfig) -> float | None:
     if cfg.selection == "last" and "val" not in datamodule.applied.parts:
         cfg.trainer.limit_val_batches = 0  # nothing to validate on, and nothing to select
     seed_everything(cfg.seed, workers=True, verbose=False)
-    model = build_model(cfg)
+    model = build_model(cfg if cfg.task.weights is None else without_pretrained_file(cfg))
     if cfg.task.weights is not None:
         load_weights(model, resolve_checkpoint(cfg.task.weights, run_dir, "task.weights"))
     datamodule.select_on("test" if cfg.selection == "test" else "val")
@@ -102,6 +102,7 @@ def _configure(cfg: DictConfig, model: RetrievalModule, datamodule: RetrievalDat
     if cfg.trainer.max_steps > 0:
         total_steps = min(total_steps, cfg.trainer.max_steps)
     model.configure(optimizer, scheduler, total_steps=total_steps, seed=cfg.seed)
+    model.configure_loss(cache_chunks=cfg.loss.cache_chunks)
     model.configure_evaluation(ties=cfg.ties, topk=10)
 
 

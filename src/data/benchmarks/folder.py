@@ -76,7 +76,7 @@ class FolderDataModule(RetrievalDataModule):
                 members[self._part(path, row)][video_id] = None
         by_column = {part: tuple(ids) for part, ids in members.items() if ids}
         splits = by_column if has_split else by_ratios(list(videos), self.ratios)
-        return Annotation(tuple(videos.values()), tuple(captions), splits)
+        return Annotation(tuple(videos.values()), tuple(captions), splits | {"all": tuple(videos)})
 
     def _check_columns(self, path: Path, rows: Sequence[Row]) -> bool:
         """Whether the file has a split column; UserError when a needed column is missing anywhere."""

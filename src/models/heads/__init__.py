@@ -1,0 +1,1 @@
+"""How captions are compared with videos, one way per file: the last part of every CLIP model."""
