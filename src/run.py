@@ -59,7 +59,7 @@ def main() -> int:
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(help.text())
             return DONE
-        words = compose.task_keys_named(compose.flags_first(sys.argv[1:]))
+        words = compose.nested_groups_named(compose.task_keys_named(compose.flags_first(sys.argv[1:])))
         sys.argv[1:] = words + compose.rank_overrides(words, os.environ)
         line = compose.parse(sys.argv[1:])
         if line.checked:

@@ -21,13 +21,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from src.config import types
 from src.config.suggest import closest, hint
-from src.config.validate import CONF, GROUPS, Context, check, type_at
+from src.config.validate import CONF, GROUPS, Context, check, nested_groups, type_at
 from src.errors import UserError
 
 _MOST_COMBINATIONS = 64  # larger sweeps are checked choice by choice here, and job by job when they run
@@ -83,6 +83,20 @@ def task_keys_named(words: list[str]) -> list[str]:
     return [f"task.{word}" if "=" in word and word.split("=")[0] in own else word for word in words]
 
 
+def nested_groups_named(words: list[str]) -> list[str]:
+    """The words with `model.head=wti` written as `model/head=wti`, as Hydra wants the choice of a file in a sub-folder.
+
+    Tables are left alone: they set keys.
+    """
+    groups = {group.replace("/", "."): group for group in nested_groups()}
+    named = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        is_choice = equals and key in groups and not value.startswith("{")
+        named.append(f"{groups[key]}={value}" if is_choice else word)
+    return named
+
+
 def rank_overrides(words: list[str], environment: Mapping[str, str]) -> list[str]:
     """What a process started by torchrun adds to its command line; other processes add nothing.
 
@@ -118,9 +132,34 @@ def preflight(line: CommandLine) -> list[dict[str, Any]]:
                 _check_option(override, loader)
             key = tuple(str(override.input_line) for override in structure)
             if key not in composed:
-                composed[key] = compose("config", overrides=list(key), return_hydra_config=True)
+                composed[key] = _composed(structure)
             checked.append(_check_job(composed[key], [o for o in job if o not in structure], multirun))
         return checked
+
+
+def _composed(structure: list[Override]) -> DictConfig:
+    """The files that these words choose, put together."""
+    words = [str(override.input_line) for override in structure]
+    try:
+        return compose("config", overrides=words, return_hydra_config=True)
+    except ConfigCompositionException:
+        nested = [override for override in structure if override.key_or_group in nested_groups()]
+        others = [str(override.input_line) for override in structure if override not in nested]
+        choices = compose("config", overrides=others, return_hydra_config=True).hydra.runtime.choices
+        for override in nested:
+            group, _, key = override.key_or_group.rpartition("/")
+            if override.key_or_group not in choices:
+                able = "|".join(path.stem for path in sorted((CONF / group).glob("*.yaml")) if _chooses(path, key))
+                raise UserError(
+                    f"{group}={choices[group]} has no {key}, found {group}.{key}={override.value()}; "
+                    f"leave it out, or choose {group}={able}"
+                ) from None
+        raise
+
+
+def _chooses(path: Path, key: str) -> bool:
+    """Whether the defaults list of a yaml file has the group `key`."""
+    return any(isinstance(entry, DictConfig) and key in entry for entry in OmegaConf.load(path).get("defaults") or ())
 
 
 @contextmanager
@@ -189,13 +228,22 @@ def _check_option(override: Override, loader: ConfigLoader) -> None:
     if override.is_delete() or (not options and group != "experiment"):
         return
     value = override.value()
+    typed = _typed(group)
+    if isinstance(value, list) and group in nested_groups():
+        raise UserError(f"{typed} is a list, expected one option; give {typed}={value[0]}, or -m {typed}=A,B for a sweep")
     for choice in value if isinstance(value, list) else [value]:
         name = types.as_typed(choice)
         if choice is None and group == "experiment":
             continue
         folder, _, leaf = f"{group}/{name.removesuffix('.yaml')}".rpartition("/")
         if leaf not in loader.get_group_options(folder):
-            raise UserError(f"unknown option '{name}' of the group '{group}'{hint(name, options, f'{group}=')}")
+            raise UserError(f"unknown option '{name}' of the group '{typed}'{hint(name, options, f'{typed}=')}")
+
+
+def _typed(word: str) -> str:
+    """The word, or the name of a group, as one types it: `model.head=wti`, which Hydra calls `model/head=wti`."""
+    group, equals, value = word.partition("=")
+    return f"{group.replace('/', '.') if group in nested_groups() else group}{equals}{value}"
 
 
 def _jobs(parsed: list[Override], multirun: bool) -> Iterator[list[str]]:
@@ -206,7 +254,7 @@ def _jobs(parsed: list[Override], multirun: bool) -> Iterator[list[str]]:
             choices.append([str(override.input_line)])
         elif not multirun:
             raise UserError(
-                f"{override.input_line} lists several values, expected one in a single run; "
+                f"{_typed(str(override.input_line))} lists several values, expected one in a single run; "
                 "add -m to run them all, or quote a text that holds a comma ('key=\"a,b\"' in single quotes)"
             )
         elif isinstance(override.value(), IntervalSweep):
@@ -278,7 +326,7 @@ def _fits_default(default: Any, value: Any) -> bool:
 
 def _unknown(values: Any, parts: list[str], depth: int, node: Any) -> NoReturn:
     path, prefix = ".".join(parts), "".join(f"{part}." for part in parts[:depth])
-    known = [str(key) for key in node] if isinstance(node, dict) else []
+    known = [str(key) for key in node if key != "_target_"] if isinstance(node, dict) else []
     if not isinstance(type_at(values, path), types.Anything):
         raise UserError(f"the key '{path}' is not in the yaml file, though it is known; add it with +{path}=…")
     elsewhere = [

@@ -6,7 +6,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from src.config.validate import CONF, GROUPS
+from src.config.validate import CONF, GROUPS, nested_groups
 
 _WIDTH = 120
 
@@ -53,6 +53,10 @@ def text() -> str:
         lines += ["", f"{group} (default {default}): {comment}"]
         for path in sorted((CONF / group).glob("*.yaml")):
             lines += _entry(path.stem, first_comment(path))
+        for nested in (name for name in nested_groups() if name.startswith(f"{group}/")):
+            lines += ["", f"{nested.replace('/', '.')} (default: see conf/{group}): a part of some options of {group}"]
+            for path in sorted((CONF / nested).glob("*.yaml")):
+                lines += _entry(path.stem, first_comment(path))
     lines += ["", "keys (KEY=VALUE; every key inside a group too, as GROUP.KEY=VALUE):"]
     for key, (default, comment) in root_keys().items():
         lines += _entry(key, f"{comment} [{default}]")

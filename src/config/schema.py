@@ -15,8 +15,9 @@ Modality = Literal["frames", "audio", "features"]
 
 # Keys of a group that are facts for the validation or data for other groups, not arguments of its `_target_`.
 DECLARED = {"dataset": ("provides", "recipe"), "model": ("needs",)}
-# Arguments of a group's `_target_` that src/tasks/build.py passes itself.
+# Arguments of a group's `_target_` that src/tasks/build.py passes itself, or the model to its part.
 GIVEN = {
+    "model.head": ("host",),
     "dataset": ("split", "inputs", "seed", "problems_file", "stores"),
     "trainer": ("logger", "callbacks", "plugins", "default_root_dir"),
 }
@@ -43,6 +44,7 @@ class RunKeys:
     selection_tie: Literal["first", "last"] = "first"
     ties: Literal["optimistic", "average", "pessimistic"] = "optimistic"
     loss: LossKeys = field(default_factory=LossKeys)
+    compatibility: Literal["none", "clip4clip"] = "none"
     save_similarity: bool = False
     similarity: str | None = None
     captions: str | None = None

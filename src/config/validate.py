@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ MISSING = "???"
 # Groups that a task may do without (its `uses`), then those that every run has.
 PARTS = (
     *("dataset", "split", "model", "experts", "text", "extractor"),
-    *("optimizer", "scheduler", "trainer", "logger", "callbacks"),
+    *("optimizer", "scheduler", "trainer", "logger", "rescoring", "callbacks"),
 )
 GROUPS = ("task", *PARTS, "paths")
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -47,6 +47,13 @@ class Context:
     def name(self, group: str) -> str:
         """`model=clip2video`, as one types it."""
         return f"{group}={self.choices[group]}" if self.choices.get(group) else group
+
+
+@cache
+def nested_groups() -> tuple[str, ...]:
+    """Groups whose files become a key of another group: `model/head`."""
+    folders = {path.parent.relative_to(CONF).as_posix() for path in CONF.glob("*/*/*.yaml")}
+    return tuple(sorted(folders))
 
 
 def check(cfg: DictConfig, context: Context) -> dict[str, Any]:
@@ -121,6 +128,13 @@ def _check_group(group: str, values: dict[str, Any], context: Context) -> None:
     if facts:
         check_value(types.Record(f"{schema}.{group.title()}Facts"), facts, group, partial=True)
     arguments = {key: item for key, item in value.items() if key not in facts}
+    for nested in nested_groups():
+        owner, _, key = nested.rpartition("/")
+        if owner == group and key in arguments and "_target_" not in (arguments[key] or ()):
+            raise UserError(
+                f"{group}.{key} is {types.found_words(arguments[key])}, expected one option of the group; "
+                f"give {group}.{key}=… in the command line, or 'override /{nested}: …' in the defaults of a yaml file"
+            )
     if "_target_" in arguments:
         _check_arguments(group, arguments)
     elif group in ("dataset", "model", "trainer"):
@@ -152,6 +166,8 @@ def _check_nested(value: Any, path: str) -> None:
     """Check every table with a `_target_` at or below `path`."""
     if isinstance(value, dict) and "_target_" in value:
         signature = _target_signature(str(value["_target_"]), path)
+        own = {key: known for key, known in signature.parameters.items() if key not in GIVEN.get(path, ())}
+        signature = replace(signature, parameters=own)
         _check_keys(signature, {k: v for k, v in value.items() if k not in _TARGET_KEYS}, path)
     elif isinstance(value, dict):
         for key, item in value.items():
@@ -230,9 +246,10 @@ def type_at(values: dict[str, Any], path: str) -> types.Type:
         return _descend(types.Record(f"{schema}.{top.title()}Facts"), rest)
     node: Any = values.get(top)
     while rest and isinstance(node, dict):
-        if "_target_" in node:
+        inner = node.get(rest[0])
+        if "_target_" in node and not (isinstance(inner, dict) and "_target_" in inner):
             return _descend(types.Record(str(node["_target_"])), rest)
-        node, rest = node.get(rest[0]), rest[1:]
+        node, rest = inner, rest[1:]
     return types.Anything()
 
 
@@ -291,7 +308,7 @@ def _check_selection(values: dict[str, Any], used: list[str], context: Context) 
 def _check_inputs(values: dict[str, Any], context: Context) -> None:
     """Files and weights that a task cannot start without."""
     task = values["task"]["name"]
-    own = ("run_file", "qrels", "predictions", "labels", "query_mask", "querybank")
+    own = ("run_file", "qrels", "predictions", "labels", "query_mask", "querybank", "videobank")
     run_files = {key: values["task"].get(key) for key in own}
     if task == "score" and not values["similarity"] and not run_files["run_file"] and not run_files["predictions"]:
         raise UserError(

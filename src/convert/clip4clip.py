@@ -1,4 +1,4 @@
-"""Checkpoints of CLIP4Clip, CLIP2Video and OpenAI CLIP: their tensor names and ours, both ways.
+"""Checkpoints of CLIP4Clip and its descendants, and of OpenAI CLIP: their tensor names and ours, both ways.
 
 Pure functions on state dicts; `src.models.weights` reads files and loads strictly.
 
@@ -12,29 +12,41 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from src.convert import clip_heads
 from src.errors import UserError
 from src.models.weights import ARCHIVE_SCALARS
 
 # (upstream prefix, our prefix); the first that matches counts, so longer ones stand first.
-NAMES = (
+_TOWER = (
     ("clip.visual.conv2.", "tower.patch_conv3d."),
     ("clip.", "tower.clip."),
+)
+NAMES = (
+    *_TOWER,
+    ("frame_position_embeddings.", "head.order.position."),
+    ("transformerClip.", "head.order.transformer."),
+    ("lstm_visual.", "head.order.lstm."),
+    ("cross.embeddings.position_embeddings.", "head.position."),
+    ("cross.transformer.", "head.transformer."),
+    ("cross.pooler.ln_pool.", "head.norm."),
+    ("cross.pooler.dense.", "head.dense."),
+    ("similarity_dense.", "head.score."),
+    *clip_heads.NAMES,
+)
+# CLIP2Video calls its transformer over frames, which is no part of the head, as CLIP4Clip does.
+CLIP2VIDEO_NAMES = (
+    *_TOWER,
     ("frame_position_embeddings.", "position."),
     ("transformerClip.", "temporal."),
-    ("lstm_visual.", "lstm."),
     ("type_position_embeddings.", "difference.kind."),
     ("frame2t_attention.", "difference.attention."),
     ("frame2t_projection", "difference.projection"),
     ("trans_layernorm.", "difference.norm."),
-    ("actionClip.", "alignment.transformer."),
-    ("weight_center", "alignment.assignment"),
-    ("emb_center", "alignment.residual"),
-    ("cross.embeddings.position_embeddings.", "cross.position."),
-    ("cross.transformer.", "cross.transformer."),
-    ("cross.pooler.ln_pool.", "cross.norm."),
-    ("cross.pooler.dense.", "cross.dense."),
-    ("similarity_dense.", "cross.score."),
+    ("actionClip.", "extra."),
+    ("weight_center", "head.assignment"),
+    ("emb_center", "head.residual"),
 )
+_IN_EVERY_CLIP2VIDEO = "trans_layernorm.weight"
 
 
 def from_upstream(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -49,10 +61,11 @@ def from_upstream(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     cleaned = _clean(state)
     if not any(name.startswith("clip.") for name in cleaned) and "visual.class_embedding" in cleaned:
         cleaned = {f"clip.{name}": value for name, value in cleaned.items()}
+    table = (*CLIP2VIDEO_NAMES, *NAMES) if _IN_EVERY_CLIP2VIDEO in cleaned else NAMES
     converted: dict[str, Tensor] = {}
     foreign = []
     for name, value in cleaned.items():
-        ours = _rename(name, NAMES)
+        ours = _rename(name, table)
         if ours is None:
             foreign.append(name)
         else:
@@ -60,8 +73,8 @@ def from_upstream(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if foreign:
         listing = ", ".join(sorted(foreign)[:12]) + (f", … ({len(foreign) - 12} more)" if len(foreign) > 12 else "")
         raise UserError(
-            f"{len(foreign)} of {len(cleaned)} tensors belong to neither CLIP4Clip nor CLIP2Video: {listing}; "
-            "expected their state dict or OpenAI's CLIP archive"
+            f"{len(foreign)} of {len(cleaned)} tensors belong to none of CLIP4Clip, CLIP2Video, DRL and X-CLIP: "
+            f"{listing}; expected a state dict of theirs or OpenAI's CLIP archive"
         )
     return converted
 
@@ -70,14 +83,17 @@ def to_upstream(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors under upstream's names; the inverse of `from_upstream`.
 
     Raises:
-        UserError: a tensor that upstream has no name for.
+        UserError: a tensor that upstream has no name for, or two that have the same: a model that nobody published.
     """
-    back = tuple((ours, upstream) for upstream, ours in NAMES)
-    converted = {}
+    back = tuple((ours, upstream) for upstream, ours in (*CLIP2VIDEO_NAMES, *NAMES))
+    converted: dict[str, Tensor] = {}
     for name, value in state.items():
         upstream = _rename(name, back)
-        if upstream is None:
-            raise UserError(f"tensor {name} has no name in CLIP4Clip or CLIP2Video; export another format")
+        if upstream is None or upstream in converted:
+            reason = "no name" if upstream is None else f"the name of another one ({upstream})"
+            raise UserError(
+                f"tensor {name} has {reason} in CLIP4Clip, CLIP2Video, DRL and X-CLIP; use task.format=ours"
+            )
         converted[upstream] = value
     return converted
 

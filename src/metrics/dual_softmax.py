@@ -43,6 +43,7 @@ class DualSoftmax(Rescoring):
 
     name = "dsl"
     title = "DSL"
+    fixed_bank = True
 
     def check(self, num_videos: int) -> None:
         if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature > 0):

@@ -68,8 +68,10 @@ class Rescoring(ABC):
 
     name = ""
     title = ""
-    bank: str | None = "test"  # a field of the methods that can use another one
-    default_bank = "test"
+    fixed_bank = False  # True: only the test's own queries can be the bank
+    default_bank = "test"  # where `bank` is None
+    bank: str | None = "test"
+    video_bank = False
 
     @abstractmethod
     def new_scores(self, scores: Scores, banks: Banks | None) -> NewScores:
@@ -187,5 +189,6 @@ def _with_side(result: RetrievalResult, side: str, new: RetrievalResult, rows_Q:
     ids = result.video_ids if side == "t2v" else result.caption_ids
     places = items if side == "t2v" else torch.from_numpy(np.searchsorted(rows_Q.numpy(), items.numpy()))
     named = torch.where(items < 0, -1, ids[places.clamp(0, len(ids) - 1)])
-    changes = {key: getattr(new, key) for key in (side, f"{side}_ranks", f"{side}_tied")}
-    return replace(result, **changes, **{f"{side}_topk": (named, top)})
+    if side == "t2v":
+        return replace(result, t2v=new.t2v, t2v_ranks=new.t2v_ranks, t2v_tied=new.t2v_tied, t2v_topk=(named, top))
+    return replace(result, v2t=new.v2t, v2t_ranks=new.v2t_ranks, v2t_tied=new.v2t_tied, v2t_topk=(named, top))

@@ -83,7 +83,9 @@ class Scores:
         """The whole matrix s_KV, changed or as it is."""
         every = slice(0, self.num_videos)
         blocks = ((rows_R, s_RV, s_RV.float()) for rows_R, s_RV in self.blocks())
-        return torch.cat([plain if change is None else change(s_RV, rows_R, every) for rows_R, s_RV, plain in blocks]).numpy()
+        return torch.cat(
+            [plain if change is None else change(s_RV, rows_R, every) for rows_R, s_RV, plain in blocks]
+        ).numpy()
 
     def best(self) -> tuple[Tensor, Tensor]:
         """Position of the best video of each caption (Q,) and of the best caption of each video (V,); first ones."""

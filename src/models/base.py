@@ -113,7 +113,7 @@ class RetrievalModule(LightningModule, ABC):
         return self.similarity
 
     def bank_scorer(self, text: TextEmbedding, video: VideoEmbedding) -> Similarity:
-        """As `scorer`, for captions of another part, whose ids mean other captions (`src.metrics.qb_norm`)."""
+        """As `scorer`, for captions or videos of another part, whose ids mean others (`src.metrics.rescoring`)."""
         return self.scorer(text, video)
 
     def topic_scorer(self, text: TextEmbedding, video: VideoEmbedding) -> Similarity:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from src.batch import FrameSampling, VideoBatch
 from src.errors import UserError
-from src.models.clip_retrieval import ClipRetrievalModule, frame_spec
+from src.models.clip_retrieval import ClipRetrievalModule, LossName, frame_spec
 from src.models.clip_tower import ClipTower
 from src.models.freeze import FreezeRule, freeze_clip
 from src.models.heads.base import HeadFactory, VideoTokens, head_class
@@ -111,6 +111,8 @@ class Clip2Video(ClipRetrievalModule):
         compile: see `src.models.tower_speed`.
         gather: "exact" gradients over processes or "upstream", 1/W of them.
         same_video_positives: leave other captions of the same video out of the negatives.
+        loss: "infonce", or "dsl": scores are first multiplied by their softmax over the queries; see `DualSoftmaxLoss`.
+        dsl_temperature: of that softmax; only read with "dsl".
 
     Raises:
         UserError: options that contradict each other.
@@ -143,6 +145,8 @@ class Clip2Video(ClipRetrievalModule):
         compile: bool = False,
         gather: Literal["exact", "upstream"] = "exact",
         same_video_positives: bool = False,
+        loss: LossName = "infonce",
+        dsl_temperature: float = 1000.0,
     ) -> None:
         tower = ClipTower(arch, pretrained)
         freeze_clip(tower, freeze_layers, freeze_rule)
@@ -154,6 +158,8 @@ class Clip2Video(ClipRetrievalModule):
             mask_layout=mask_layout,
             gather=gather,
             same_video_positives=same_video_positives,
+            loss=loss,
+            dsl_temperature=dsl_temperature,
             activation_checkpointing=activation_checkpointing,
             compile=compile,
         )
@@ -194,6 +200,10 @@ class Clip2Video(ClipRetrievalModule):
         )
         if not self.temporal_block:
             return
+        if layers < 1:
+            raise UserError(
+                f"model.temporal_layers={layers}, expected at least 1; model.temporal_block=false has none"
+            )
         self.position = host.position_table(self.frames.num_frames)
         self.temporal = host.temporal_transformer(layers)
         types = [self.difference.kind] if self.difference_block else []

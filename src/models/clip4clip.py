@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from src.batch import FrameSampling
-from src.models.clip_retrieval import ClipRetrievalModule, frame_spec
+from src.models.clip_retrieval import ClipRetrievalModule, LossName, frame_spec
 from src.models.clip_tower import ClipTower
 from src.models.freeze import FreezeRule, freeze_clip
 from src.models.heads.base import HeadFactory
@@ -34,6 +34,8 @@ class Clip4Clip(ClipRetrievalModule):
         compile: see `src.models.tower_speed`.
         gather: "exact" gradients over processes or "upstream", 1/W of them.
         same_video_positives: leave other captions of the same video out of the negatives.
+        loss: "infonce", or "dsl": scores are first multiplied by their softmax over the queries; see `DualSoftmaxLoss`.
+        dsl_temperature: of that softmax; only read with "dsl".
 
     Source: ArrowLuo/CLIP4Clip @ 508ffa3.
     Deviates: a video without a valid frame gets the zero vector, not NaN.
@@ -59,6 +61,8 @@ class Clip4Clip(ClipRetrievalModule):
         compile: bool = False,
         gather: Literal["exact", "upstream"] = "exact",
         same_video_positives: bool = False,
+        loss: LossName = "infonce",
+        dsl_temperature: float = 1000.0,
     ) -> None:
         tower = ClipTower(arch, pretrained, linear_patch)
         freeze_clip(tower, freeze_layers, freeze_rule)
@@ -70,6 +74,8 @@ class Clip4Clip(ClipRetrievalModule):
             mask_layout=mask_layout,
             gather=gather,
             same_video_positives=same_video_positives,
+            loss=loss,
+            dsl_temperature=dsl_temperature,
             activation_checkpointing=activation_checkpointing,
             compile=compile,
         )

@@ -13,9 +13,12 @@ from torch import Tensor
 
 from src.batch import FrameSampling, FrameSpec, InputSpec, TextBatch, TextEmbedding, Tokenizer, VideoBatch, VideoEmbedding
 from src.errors import UserError
+from src.losses.dual_softmax import DualSoftmaxLoss
 from src.models.base import RetrievalModule
 from src.models.heads.base import Head, HeadFactory, HeadHost, TextTokens, TextTower, VideoTokens
 from src.models.temporal import MaskLayout, TemporalTransformer
+
+LossName = Literal["infonce", "dsl"]
 
 
 class Tower(TextTower, Protocol):
@@ -50,6 +53,8 @@ class ClipRetrievalModule(RetrievalModule):
         mask_layout: of transformers over frames; see `key_mask`.
         gather: see `RetrievalModule`.
         same_video_positives: see `RetrievalModule`.
+        loss: "infonce", or "dsl": `DualSoftmaxLoss`.
+        dsl_temperature: of its softmax.
         activation_checkpointing: see `src.models.tower_speed`.
         compile: see `src.models.tower_speed`.
     """
@@ -68,8 +73,12 @@ class ClipRetrievalModule(RetrievalModule):
         same_video_positives: bool,
         activation_checkpointing: bool,
         compile: bool,
+        loss: LossName = "infonce",
+        dsl_temperature: float = 1000.0,
     ) -> None:
         super().__init__(gather=gather, same_video_positives=same_video_positives)
+        if loss == "dsl":
+            self.contrastive = DualSoftmaxLoss(gather, same_video_positives, dsl_temperature)
         self.tower = tower
         if frames.num_frames < 1:
             raise UserError(f"model.num_frames={frames.num_frames}, expected at least 1")

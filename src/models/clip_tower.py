@@ -137,9 +137,9 @@ class ClipTower(nn.Module):
         with torch.no_grad():
             self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
-    def speed_up(self, checkpointing: bool, compiled: bool) -> None:
+    def speed_up(self, activation_checkpointing: bool, compile: bool) -> None:
         """Recompute the blocks' activations, or compile the blocks: see `src.models.tower_speed`."""
-        tower_speed.speed_up(self.clip, checkpointing, compiled)
+        tower_speed.speed_up(self.clip, activation_checkpointing, compile)
 
     def tokenizer(self, max_words: int) -> ClipTokenizer | PretrainedTokenizer:
         """The tokeniser that the text tower was made for, padding to `max_words`."""
@@ -167,8 +167,8 @@ class ClipTower(nn.Module):
         """Sentence vectors (B, D) and all projected token vectors (B, L, D), neither normalised."""
         if not self.is_plain:
             raise UserError(
-                f"model.arch={self.arch} gives one vector per caption, the alignment block needs its tokens; "
-                "set model.alignment_block=false or use a CLIP ViT architecture such as ViT-B-32-quickgelu"
+                f"model.arch={self.arch} gives one vector per caption, this model.head reads its words; "
+                "set model.head=meanP or use a CLIP ViT architecture such as ViT-B-32-quickgelu"
             )
         tokens_BLD = self._project_text(self._text_states(tokens_BL))
         pool = self.clip.text_pool_type

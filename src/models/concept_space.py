@@ -67,7 +67,8 @@ def space_scorer(
             otherwise computed a second time.
 
     Returns:
-        Function of any of these captions and videos, found by their ids; rows captions, columns videos.
+        Function of any of these captions and videos, found by their ids; rows captions, columns videos. With
+        `kept_bytes` 0 it takes others as well, whose ids mean something else, on the scale of these.
 
     Source: hybrid_space util/metrics.py and tester.py @ b934eff: the error there is minus this score.
     """
@@ -78,16 +79,23 @@ def space_scorer(
         wanted = len(text) * len(video) * text.parts[space.part].element_size()
         scores.append(_Normalised(space, text, video, keep=wanted <= kept_bytes))
         kept_bytes -= wanted if wanted <= kept_bytes else 0
+    if all(space.matrix_TV is None for space in scores):
+        return lambda some_text, some_video: _total(scores, some_text, some_video, (slice(None), slice(None)))
     find_text, find_video = _Positions(text.ids), _Positions(video.ids)
 
     def score(some_text: TextEmbedding, some_video: VideoEmbedding) -> Tensor:
-        rows, columns = find_text(some_text.ids), find_video(some_video.ids)
-        total_RC = scores[-1](some_text, some_video, rows, columns)
-        for other in scores[-2::-1]:
-            total_RC += other(some_text, some_video, rows, columns)
-        return total_RC
+        return _total(scores, some_text, some_video, (find_text(some_text.ids), find_video(some_video.ids)))
 
     return score
+
+
+def _total(
+    scores: Sequence[_Normalised], text: TextEmbedding, video: VideoEmbedding, at: tuple[_Index, _Index]
+) -> Tensor:
+    total_RC = scores[-1](text, video, *at)
+    for other in scores[-2::-1]:
+        total_RC += other(text, video, *at)
+    return total_RC
 
 
 class _Normalised:

@@ -7,6 +7,7 @@ each chunk is encoded without keeping any, and once more when its embeddings' gr
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TypeVar
 
 from torch.utils.checkpoint import checkpoint
@@ -36,7 +37,7 @@ def encode_in_chunks(encode: Callable[[B], E], batch: B, chunks: int) -> E:
         return encode(batch)
     bounds = [i * len(batch) // count for i in range(count + 1)]
     pieces = []
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         rows = slice(start, stop)
         pieces.append(checkpoint(encode, batch.map(lambda tensor, rows=rows: tensor[rows]), use_reentrant=False))
     return type(pieces[0]).cat(pieces)

@@ -186,6 +186,8 @@ class HfFolder:
                 f"the weights in {self.path} do not fit its config.json: {len(missing)} tensors are missing or have "
                 f"another shape (first: {missing[0]}); copy the folder again"
             )
+        if report["unexpected_keys"]:
+            log.info("%s: not used: %s", self.path, ", ".join(sorted(report["unexpected_keys"])))
         return model
 
 

@@ -10,7 +10,7 @@ import re
 from typing import Literal
 
 from src.batch import FrameSampling, VideoBatch
-from src.models.clip_retrieval import ClipRetrievalModule, frame_spec, full_precision, pixels
+from src.models.clip_retrieval import ClipRetrievalModule, LossName, frame_spec, full_precision, pixels
 from src.models.evl_tower import EvlTower, Padding, TextTokenSpace
 from src.models.freeze import FreezeRule, freeze_clip
 from src.models.fusion_tower import FusionTower
@@ -56,6 +56,8 @@ class InternVideo(ClipRetrievalModule):
         compile: see `src.models.tower_speed`.
         gather: "exact" gradients over processes or "upstream", 1/W of them.
         same_video_positives: leave other captions of the same video out of the negatives.
+        loss: "infonce", or "dsl": scores are first multiplied by their softmax over the queries; see `DualSoftmaxLoss`.
+        dsl_temperature: of that softmax; only read with "dsl".
 
     Source: OpenGVLab/InternVideo InternVideo1/Downstream/Video-Text-Retrieval @ 3965eef.
     Deviates: padding is masked by default; a video without a valid frame then gets the zero vector. Parameters
@@ -89,6 +91,8 @@ class InternVideo(ClipRetrievalModule):
         compile: bool = False,
         gather: Literal["exact", "upstream"] = "exact",
         same_video_positives: bool = False,
+        loss: LossName = "infonce",
+        dsl_temperature: float = 1000.0,
     ) -> None:
         built = TOWERS[tower](
             arch,
@@ -108,6 +112,8 @@ class InternVideo(ClipRetrievalModule):
             mask_layout=mask_layout,
             gather=gather,
             same_video_positives=same_video_positives,
+            loss=loss,
+            dsl_temperature=dsl_temperature,
             activation_checkpointing=activation_checkpointing,
             compile=compile,
         )

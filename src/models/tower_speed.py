@@ -42,19 +42,19 @@ class Recomputed:
         return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
 
 
-def speed_up(tower: nn.Module, checkpointing: bool, compiled: bool) -> None:
+def speed_up(tower: nn.Module, activation_checkpointing: bool, compile: bool) -> None:
     """Change how the blocks of `tower` run, in place; nothing happens with both options off.
 
     Args:
         tower: any network with blocks that repeat; their number and names stay.
-        checkpointing: keep only the input of each block for the backward pass; about a third more arithmetic.
-        compiled: compile the blocks by torch.compile, for batches and captions of any length. The first step is
-            slow; numbers agree up to rounding.
+        activation_checkpointing: keep only the input of each block for the backward pass; a third more arithmetic.
+        compile: the blocks by torch.compile, for batches and captions of any length. The first step is slow;
+            numbers agree up to rounding.
 
     Raises:
         UserError: nothing repeats in the tower; or a block would update batch statistics twice.
     """
-    if not (checkpointing or compiled):
+    if not (activation_checkpointing or compile):
         return
     blocks = list(repeated_blocks(tower))
     if not blocks:
@@ -63,15 +63,15 @@ def speed_up(tower: nn.Module, checkpointing: bool, compiled: bool) -> None:
             f"{type(tower).__name__}; set both to false"
         )
     for block in blocks:
-        if checkpointing:
+        if activation_checkpointing:
             _refuse_batch_statistics(block)
             block.forward = Recomputed(block.forward)  # type: ignore[method-assign]
-        if compiled:
+        if compile:
             block.compile(dynamic=True, recompile_limit=MOST_VARIANTS)
 
 
 def repeated_blocks(tower: nn.Module) -> Iterator[nn.Module]:
-    """Items of module lists, and of sequences where a class occurs twice, that consist of layers; the outermost ones."""
+    """Items of module lists, and of sequences where a class repeats, that consist of layers; the outermost ones."""
     for child in tower.children():
         items = list(child.children())
         repeats = len({type(item) for item in items}) < len(items)

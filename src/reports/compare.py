@@ -22,7 +22,10 @@ POPULATION = {"GeoMean"}  # last word of a heading: published with the standard 
 TOPIC_COLUMNS = ("infAP", "infNDCG")  # of each edition of a search by topics
 LOWER_IS_BETTER = {"MdR", "MnR"}  # last word of a heading
 # Runs that differ in nothing else are seeds of one configuration.
-NOT_THE_METHOD = {"seed", "paths", "tags", "logger", "callbacks", "save_similarity", "optimized_metric"}
+NOT_THE_METHOD = {"seed", "paths", "tags", "logger", "callbacks", "save_similarity", "optimized_metric"} | {
+    *("rescoring", "compatibility"),  # what a test says besides its plain numbers
+}
+OF_THE_RUN = {"hub_videos", "changed_captions", "row_error"}  # settings of a re-scoring that seeds differ in
 NOT_THE_PROTOCOL = {"model", "checkpoint", "seed", "search", "caption_mask"}
 
 
@@ -57,8 +60,26 @@ class Run:
         if self.by_topics:
             editions = self.metrics["topics"].items()
             return {f"{name} {key}": 100 * found["all"][key] for name, found in editions for key in TOPIC_COLUMNS}
-        found = {f"{side} {METRIC_TITLES.get(key, key)}": self.metrics[side][key] for side, key in COLUMNS}
-        return {**found, "SumR": self.metrics["SumR"]}
+        columns = [(side, key) for side, key in COLUMNS if self.metrics[side] is not None]
+        found = {f"{side} {METRIC_TITLES.get(key, key)}": self.metrics[side][key] for side, key in columns}
+        return found | ({"SumR": self.metrics["SumR"]} if "SumR" in self.metrics else {})
+
+    @property
+    def rescored(self) -> Run | None:
+        """The run's re-scored numbers as a run with a protocol of its own; None where there are none."""
+        found = self.metrics.get("rescored")
+        if found is None:
+            return None
+        words = ", ".join(f"{key} {value}" for key, value in found["settings"].items() if key not in OF_THE_RUN)
+        protocol = {**self.metrics["protocol"], "rescoring": f"{found['label']}: {words}"}
+        numbers = {key: found[key] for key in ("t2v", "v2t", "SumR") if key in found}
+        kept = {key: self.metrics[key] for key in ("parameters",) if key in self.metrics}
+        return Run(self.folder, {"protocol": protocol, **numbers, **kept}, self.config, self.overrides)
+
+    @property
+    def is_rescored(self) -> bool:
+        """Whether these are re-scored numbers; ranks.csv holds the plain ranks."""
+        return "excluded" not in self.metrics
 
     @property
     def by_topics(self) -> bool:
@@ -103,7 +124,8 @@ def compare_runs(run_dirs: Sequence[Path]) -> ComparisonTable:
 
     Runs with equal configurations except for the seed share a row: mean and sample standard deviation. Runs
     whose protocol differs (data set, split, gallery, captions, re-scoring, selection, tie rule) get tables of
-    their own. When a table has exactly two rows of one run each, a paired bootstrap says whether they differ.
+    their own, and so do re-scored numbers: one for each method and its settings, whose title names them. When a table
+    of plain numbers has exactly two rows of one run each, a paired bootstrap says whether they differ.
 
     Raises:
         UserError: a folder holds no readable metrics.json.
@@ -111,12 +133,25 @@ def compare_runs(run_dirs: Sequence[Path]) -> ComparisonTable:
     runs = [read_run(folder) for folder in run_dirs]
     if not runs:
         raise UserError("found no run to compare, expected run folders with metrics.json; give runs=[FOLDER,FOLDER]")
+    rescored = [run.rescored for run in runs]
     protocols: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in [*_once(runs), *(run for run in rescored if run is not None)]:
         protocols.setdefault(json.dumps(run.protocol, sort_keys=True, default=str), []).append(run)
     several = f"{len(protocols)} protocols: compare numbers within one table only" if len(protocols) > 1 else ""
     tables = [table for group in protocols.values() for table in (_table(group, several), _skills_table(group))]
     return ComparisonTable(tuple(table for table in tables if table is not None))
+
+
+def _once(runs: Sequence[Run]) -> list[Run]:
+    """Runs that differ in their re-scoring only have the same plain numbers: the first of them counts."""
+    seen: set[str] = set()
+    kept = []
+    for run in runs:
+        key = json.dumps([run.method, run.protocol, run.seed, run.scores], sort_keys=True, default=str)
+        if "rescored" not in run.metrics or key not in seen:
+            kept.append(run)
+        seen.add(key)
+    return kept
 
 
 def read_run(folder: Path) -> Run:
@@ -147,7 +182,8 @@ def _overrides(folder: Path) -> dict[str, str]:
     path = folder / ".hydra" / "overrides.yaml"
     words = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else []
     pairs = [str(word).lstrip("+").partition("=") for word in words or []]
-    return {key: value for key, _, value in pairs if key.split(".")[0] not in {*NOT_THE_METHOD, "hydra"}}
+    named = [(key.replace("/", "."), value) for key, _, value in pairs]  # model/head=… is typed model.head=…
+    return {key: value for key, value in named if key.split(".")[0] not in {*NOT_THE_METHOD, "hydra"}}
 
 
 def _flat(value: object, path: str = "") -> list[tuple[str, str]]:
@@ -171,7 +207,7 @@ def _table(runs: Sequence[Run], note: str) -> Table:
     if any(len(group) > 1 for group in groups):
         of_population = "; GeoMean: of the population, as published" if not runs[0].by_topics else ""
         notes.append(f"mean (sample standard deviation) over seeds{of_population}")
-    if len(groups) == 2 and len(runs) == 2 and not runs[0].by_topics:
+    if len(groups) == 2 and len(runs) == 2 and not runs[0].by_topics and not runs[0].is_rescored:
         notes += bootstrap_notes(runs[0], runs[1], names)
     if runs[0].by_topics:
         notes.append("in percent")

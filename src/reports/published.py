@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from src.metrics.result import RetrievalResult
+from src.reports.rescored import Further
 from src.reports.table import DIRECTIONS, METRIC_TITLES, Table, number
 
 Setting = Literal["zero-shot", "fine-tuned"]
@@ -88,45 +89,55 @@ def published_rows(protocol: Mapping[str, object], setting: Setting) -> tuple[Pu
     )
 
 
-def published_tables(
-    rows: Sequence[PublishedRow], result: RetrievalResult, rescored: Mapping[str, RetrievalResult]
-) -> tuple[Table, ...]:
+def published_tables(rows: Sequence[PublishedRow], result: RetrievalResult, further: Further) -> tuple[Table, ...]:
     """One table for each kind of re-scoring that was published, this run's numbers of that kind first.
 
     Args:
         rows: see `published_rows`.
         result: of this run, without re-scoring.
-        rescored: option of rescoring= -> result of this run with it.
+        further: what else the run found.
     """
     kinds = sorted({row.rescoring for row in rows}, key=lambda kind: kind != "none")
-    return tuple(_table(kind, [row for row in rows if row.rescoring == kind], result, rescored) for kind in kinds)
+    return tuple(_table(kind, [row for row in rows if row.rescoring == kind], result, further) for kind in kinds)
 
 
-def _table(
-    kind: str, rows: Sequence[PublishedRow], result: RetrievalResult, rescored: Mapping[str, RetrievalResult]
-) -> Table:
-    first = rows[0]
-    option = RESCORED.get(kind)
-    ours = result if option is None else rescored.get(option)
+def _table(kind: str, rows: Sequence[PublishedRow], result: RetrievalResult, further: Further) -> Table:
+    first, ours = rows[0], _ours(kind, result, further)
     lines: list[tuple[str, ...]] = []
     for side, words in DIRECTIONS.items():
-        if ours is not None:
-            lines.append((f"{words}: this run", *_cells(getattr(ours, side))))
-        lines += [
-            (f"{words}: {row.source} ({row.variant})", *_cells(getattr(row, side)))
-            for row in rows
-            if getattr(row, side)
-        ]
-    how = "without re-scoring" if option is None else f"with {kind} (transductive: uses all test queries)"
+        lines += [(f"{words}: {name}", *_cells(sides[side])) for name, sides in ours.items() if side in sides]
+        theirs = [(f"{row.source} ({row.variant})", getattr(row, side)) for row in rows]
+        lines += [(f"{words}: {name}", *_cells(metrics)) for name, metrics in theirs if metrics]
+    how = "without re-scoring" if kind == "none" else f"with {kind} (transductive: uses all test queries)"
     title = f"published: {first.model} {first.setting}, {first.dataset}/{first.splits[0]}, {first.videos} videos, {how}"
     columns = ("", *(METRIC_TITLES.get(key, key) for key in METRICS))
-    return Table(title, columns, tuple(lines), tuple(_notes(kind, rows, result, missing=ours is None)))
+    return Table(title, columns, tuple(lines), tuple(_notes(kind, rows, result, further)))
 
 
-def _notes(kind: str, rows: Sequence[PublishedRow], result: RetrievalResult, missing: bool) -> list[str]:
+def _ours(kind: str, result: RetrievalResult, further: Further) -> dict[str, Mapping[str, Mapping[str, float]]]:
+    """Name -> direction -> metrics of this run: ours, and by the published code's rules where the run has them."""
+    rescored = further.rescored
+    if kind == "none":
+        found: dict[str, Mapping[str, Mapping[str, float]]] = {"this run": {"t2v": result.t2v, "v2t": result.v2t}}
+        label = "plain"
+    elif rescored is not None and rescored.name == RESCORED[kind]:
+        found = {"this run": {side: rescored.metrics(side) or {} for side in rescored.sides}}
+        label = rescored.label
+    else:
+        return {}
+    if further.published is not None:
+        renamed = {"MedianR": "MdR", "MeanR": "MnR"}
+        found["this run, published rules"] = {
+            side: {renamed.get(key, key): value for key, value in metrics.items()}
+            for side, metrics in further.published[label].items()
+        }
+    return found
+
+
+def _notes(kind: str, rows: Sequence[PublishedRow], result: RetrievalResult, further: Further) -> list[str]:
     """What keeps the numbers from being compared."""
     notes = []
-    if missing:
+    if not _ours(kind, result, further):
         notes.append(f"add rescoring={RESCORED[kind]} for the numbers of this run with {kind}")
     videos = {row.videos for row in rows}
     if videos != {len(result.video_ids)}:
@@ -134,6 +145,8 @@ def _notes(kind: str, rows: Sequence[PublishedRow], result: RetrievalResult, mis
         notes.append(f"this run ranks {len(result.video_ids)} videos, not {listed}: its numbers do not compare")
     if result.v2t_protocol == "captions" and any(row.v2t_protocol == "groups" for row in rows):
         notes.append("published video to text ranks groups of captions, this run all captions, which is harder")
+        if further.published is None:
+            notes[-1] += "; add compatibility=clip4clip for the published rules"
     return notes
 
 

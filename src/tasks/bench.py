@@ -45,6 +45,10 @@ def run(cfg: DictConfig) -> None:
         "ce_step": bench_ce_step,
         "decode": bench_decode,
         "cache": bench_cache,
+        "clip_step": bench_clip_step,
+        "clip_scores": bench_clip_scores,
+        "cached_loss": bench_cached_loss,
+        "clip_throughput": bench_clip_throughput,
     }
     unknown = [part for part in cfg.task.parts if part not in parts]
     if unknown:
@@ -208,6 +212,34 @@ def bench_cache(cfg: DictConfig) -> Numbers:
     from src.tasks import bench_video
 
     return bench_video.bench_cache(cfg)
+
+
+def bench_clip_step(cfg: DictConfig) -> Numbers:
+    """A training step of CLIP2Video beside its bare towers."""
+    from src.tasks import bench_clip
+
+    return bench_clip.bench_clip_step(cfg)
+
+
+def bench_clip_scores(cfg: DictConfig) -> Numbers:
+    """Scores of CLIP2Video: items encoded once, or once per block."""
+    from src.tasks import bench_clip
+
+    return bench_clip.bench_clip_scores(cfg)
+
+
+def bench_cached_loss(cfg: DictConfig) -> Numbers:
+    """Memory of a large batch in chunks beside a small one."""
+    from src.tasks import bench_clip_memory
+
+    return bench_clip_memory.bench_cached_loss(cfg)
+
+
+def bench_clip_throughput(cfg: DictConfig) -> Numbers:
+    """Training steps in bf16: eager, compiled, attention not fused."""
+    from src.tasks import bench_clip_gpu
+
+    return bench_clip_gpu.bench_clip_throughput(cfg)
 
 
 class PeakMemory:

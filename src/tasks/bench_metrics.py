@@ -34,7 +34,7 @@ def bench_metrics(cfg: DictConfig) -> dict[str, float]:
         with PeakMemory() as memory:
             seconds = _cpu_seconds(lambda: evaluate_matrix(scores_QV, owner, videos, mask=mask, ties="average"))
         with PeakMemory() as bank_memory:
-            bank = _cpu_seconds(lambda: QueryBank.of(scores_QV.split(BLOCK), videos, beta=20.0).log_sum_V)
+            bank = _cpu_seconds(lambda: QueryBank.of(scores_QV.split(BLOCK), videos, beta=20.0).shift_G)
     finally:
         torch.set_num_threads(threads)
     return {

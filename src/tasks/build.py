@@ -21,6 +21,7 @@ from src.callbacks import AtomicCheckpointIO
 from src.config.schema import DECLARED
 from src.data.datamodule import RetrievalDataModule
 from src.data.splits import SplitSpec
+from src.metrics.rescoring import Rescoring
 from src.models.base import OptimizerFactory, RetrievalModule, SchedulerFactory
 from src.reports.trecvid import Submission
 
@@ -107,6 +108,12 @@ def build_extractor(cfg: DictConfig) -> Any:
     return _make(plain(cfg.extractor))
 
 
+def build_rescoring(cfg: DictConfig) -> Rescoring | None:
+    """The method of re-scoring; None for rescoring=none."""
+    node = cfg.get("rescoring")
+    return _make(plain(node)) if node else None
+
+
 def build_submission(cfg: DictConfig) -> Submission:
     """What TRECVID run files say of the run; defaults for tasks that do not ask."""
     about = plain(cfg.task).get("submission")
@@ -148,5 +155,6 @@ def quiet() -> None:
         r".*number of training batches.*smaller than the logging interval.*",  # epochs are logged as well
         r".*LeafSpec.*is deprecated.*",  # pytree call inside Lightning 2.6 with torch 2.15
         r".*Checkpoint directory .* exists and is not empty.*",  # a resumed run continues in its folder
+        r"The .grad attribute of a Tensor that is not a leaf.*",  # torch.compile looks at it while it traces
     ):
         warnings.filterwarnings("ignore", message=message)

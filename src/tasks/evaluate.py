@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from pytorch_lightning import seed_everything
 
 from src.errors import UserError
-from src.tasks import pentathlon, query_bank, topic_search
+from src.tasks import pentathlon, rescoring
 from src.tasks.build import build_datamodule, build_model, build_trainer, empty_model
 from src.tasks.checkpoint import load_weights, resolve_checkpoint, without_pretrained_file
 from src.tasks.exports import check_exports
@@ -36,6 +36,7 @@ def run(cfg: DictConfig) -> float | None:
     datamodule.setup()
     check_exports(cfg, by_topics=bool(datamodule.annotation.topics))
     pentathlon.check_part(cfg, datamodule.part("test"))
+    rescoring.check(cfg, datamodule)
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg if cfg.ckpt_path is None else without_pretrained_file(cfg))
     label = f"pretrained={pretrained}" if pretrained else "random weights"
@@ -46,6 +47,5 @@ def run(cfg: DictConfig) -> float | None:
     writer = ResultWriter(cfg, checkpoint=label)
     model.configure_evaluation(ties=cfg.ties, topk=10)
     trainer = build_trainer(cfg, [writer])
-    banked = cfg.task.qb_norm.beta is not None
-    (query_bank if banked else topic_search).test(trainer, model, datamodule, writer)
+    rescoring.test(trainer, model, datamodule, writer)
     return optimized_value(cfg)

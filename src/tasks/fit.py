@@ -15,7 +15,7 @@ from src.data.datamodule import RetrievalDataModule
 from src.errors import UserError
 from src.models.base import RetrievalModule
 from src.models.weights import check_fit
-from src.tasks import prepare_missing, topic_search
+from src.tasks import prepare_missing, rescoring
 from src.tasks.build import build_datamodule, build_model, build_optimization, build_trainer, empty_model
 from src.tasks.checkpoint import load_weights, read_checkpoint, resolve_checkpoint, without_pretrained_file
 from src.tasks.loaders import Loaders
@@ -44,6 +44,7 @@ def run(cfg: DictConfig) -> float | None:
     # Data before weights: what is missing shows before anything large is fetched.
     datamodule = build_datamodule(cfg, empty_model(cfg).input_spec)
     datamodule.setup()
+    rescoring.check(cfg, datamodule)
     if cfg.selection == "last" and "val" not in datamodule.applied.parts:
         cfg.trainer.limit_val_batches = 0  # nothing to validate on, and nothing to select
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -67,7 +68,7 @@ def run(cfg: DictConfig) -> float | None:
     if cfg.selection != "last":
         load_weights(model, folder / "best.ckpt")
     if "test" in datamodule.applied.parts:
-        topic_search.test(trainer, model, datamodule, writer)
+        rescoring.test(trainer, model, datamodule, writer)
     elif trainer.is_global_zero:
         sys.stdout.write("nothing was tested: the split has no test part\n")
     return optimized_value(cfg)

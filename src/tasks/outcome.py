@@ -24,7 +24,9 @@ from src.data.splits import SplitPart
 from src.metrics.retrieval import RetrievalResult
 from src.metrics.skills import skill_report
 from src.models.base import RetrievalModule
+from src.reports.published import published_rows, published_tables
 from src.reports.report import ProblemFacts, ReportFacts, VideoFacts, write_report
+from src.reports.rescored import Further
 from src.reports.table import print_table
 from src.tasks import pentathlon
 from src.tasks.build import plain
@@ -46,8 +48,7 @@ class ResultWriter(Callback):
         history: the training curve, if there was training.
 
     Attributes:
-        rescoring: what a test does to the scores, for the protocol line.
-        details: more entries for metrics.json.
+        further: re-scored numbers and those of the published code, where a test has them.
     """
 
     def __init__(self, cfg: DictConfig, checkpoint: str, history: History | None = None) -> None:
@@ -56,8 +57,7 @@ class ResultWriter(Callback):
         self.history = history
         self.run_dir = Path(cfg.paths.run_dir)
         self.started = time.perf_counter()
-        self.rescoring = "none"
-        self.details: dict[str, Any] = {}
+        self.further = Further()
         self._test_started = 0.0
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ class ResultWriter(Callback):
         self._test_started = time.perf_counter()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Other tests (`src.tasks.topic_search`, `src.tasks.query_bank`) wrap the model, and write for themselves.
+        # Other tests (`src.tasks.topic_search`, `src.tasks.rescoring`) wrap the model, and write for themselves.
         if trainer.is_global_zero and isinstance(pl_module, RetrievalModule):
             self.write(trainer.datamodule.benchmark, pl_module)  # type: ignore[attr-defined]
 
@@ -84,8 +84,11 @@ class ResultWriter(Callback):
         if self.cfg.save_similarity:
             save_similarity(self.run_dir, part, text, video, model)
         unknown = len(part.captions) - len(result.caption_ids) - len(result.excluded_captions)
+        protocol = self.protocol(datamodule)
+        trained = self.cfg.task.name == "fit" or self.cfg.ckpt_path is not None
+        published = published_rows(protocol, "fine-tuned" if trained else "zero-shot")
         facts = ReportFacts(
-            protocol=self.protocol(datamodule),
+            protocol=protocol,
             captions={i: caption.text for i, caption in enumerate(part.captions)},
             videos={i: VideoFacts(v.id, v.path, v.start_s, v.end_s, v.tags) for i, v in enumerate(part.videos)},
             history=self.history.rows if self.history is not None else [],
@@ -97,25 +100,27 @@ class ResultWriter(Callback):
                 "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
                 **({"without_expert": lacking} if lacking else {}),
                 **({"captions_without_feature": unknown} if unknown else {}),
-                **self.details,
+                **self.further.details(),
+                **({"published": [row.to_json() for row in published]} if published else {}),
             },
+            tables=(*self.further.tables(result, protocol), *published_tables(published, result, self.further)),
         )
         page = write_report(self.run_dir, result, facts)
-        print_table(result, facts.protocol, skills)
+        print_table(result, facts.protocol, skills, facts.tables)
         print_problems(facts.problems)
         if unknown:
             sys.stdout.write(f"excluded: {unknown} captions have no feature and are no queries\n")
         for name, number in lacking.items():
             sys.stdout.write(f"without expert {name}: {number} of the {len(part.videos)} videos\n")
         write_exports(self.cfg, part, (text, video), model)
-        pentathlon.write(self.cfg, part, result)
+        pentathlon.write(self.cfg, part, result, self.further.rescored)
         sys.stdout.write(f"report: {page}\n")
 
     def protocol(self, datamodule: RetrievalDataModule) -> dict[str, Any]:
         """Under which conditions the numbers of the test hold."""
         return {
             **datamodule.describe("test"),
-            "rescoring": self.rescoring,
+            "rescoring": "none",  # of the plain numbers; re-scored ones have a protocol of their own
             "selection": self.cfg.selection,
             "ties": self.cfg.ties,
             "model": plain(self.cfg.model)["_target_"].rsplit(".", 1)[-1],

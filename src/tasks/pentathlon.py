@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from src.data.splits import SplitPart
 from src.errors import UserError
+from src.metrics.rescoring import Rescored
 from src.metrics.result import RetrievalResult
 from src.reports.pentathlon import (
     PHASES,
@@ -52,12 +53,13 @@ def check_part(cfg: DictConfig, part: SplitPart) -> None:
         )
 
 
-def write(cfg: DictConfig, part: SplitPart, result: RetrievalResult) -> None:
-    """Write `pentathlon/` of the run folder, where `task.pentathlon` asks for it."""
+def write(cfg: DictConfig, part: SplitPart, result: RetrievalResult, rescored: Rescored | None = None) -> None:
+    """Write `pentathlon/` of the run folder where `task.pentathlon` asks for it: the re-scored order if there is one."""
     phase = cfg.task.get("pentathlon")
     if not phase:
         return
-    lines, size = ranking_lines(result, len(part.videos)), expected_size(cfg.dataset.name, phase)
+    order = result if rescored is None else rescored.result
+    lines, size = ranking_lines(order, len(part.videos)), expected_size(cfg.dataset.name, phase)
     if size is not None and len(lines) != size.lines:
         raise UserError(
             f"task.pentathlon={phase}: found {len(lines):,} queries, expected {size.lines:,} on this data set"
@@ -68,7 +70,8 @@ def write(cfg: DictConfig, part: SplitPart, result: RetrievalResult) -> None:
     truth.write_text("".join(f"{video}\n" for video in result.caption_videos.tolist()), encoding="utf-8")
     archive = write_submission(folder, {challenge_name(cfg.dataset.name): path}, phase, datetime.now())
     known = "" if size is not None else " (no data set of the challenge)"
-    sys.stdout.write(f"pentathlon: {archive}{known}\n")
+    how = f" ({rescored.label})" if rescored is not None else ""
+    sys.stdout.write(f"pentathlon: {archive}{how}{known}\n")
 
 
 def truth_of(predictions: Path) -> Path:

@@ -6,7 +6,9 @@
 `caption_id<TAB>video_id` or `caption_id<TAB>video_id<TAB>text`.
 Without the two files the matrix is square and row i belongs to column i.
 `task.query_mask=M.npy`: rows that are no captions; of shape (videos, captions) it replaces `captions=`.
-`task.querybank=B.npy`: scores of other captions with the same videos, for QB-Norm of text to video.
+`rescoring=…`: also re-scored. `task.querybank=B.npy`: scores of other captions with the same videos, the bank of the
+methods that have one; `task.videobank=C.npy`: scores of the captions with other videos, for video to text. Without a
+file the bank are the matrix's own captions (and videos), which is transductive.
 
 `task.labels=FILE`: the rows are labels and a video has any number of them (`src.tasks.score_labels`).
 `task.predictions=FILE`: a submission to the Video Pentathlon instead (`src.tasks.pentathlon`).
@@ -20,7 +22,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,17 +30,17 @@ from omegaconf import DictConfig
 from src.data.caption_files import read_judgements
 from src.errors import UserError
 from src.metrics.infap import evaluate_run
-from src.metrics.qb_norm import QueryBank, evaluate_matrix_with_bank
 from src.metrics.retrieval import MatrixScore, evaluate_matrix
+from src.metrics.score_blocks import Scores
 from src.reports.report import ReportFacts, VideoFacts, write_report
 from src.reports.table import print_table
 from src.reports.topic_page import SHOWN, edition_of, write_topic_page
 from src.reports.topic_table import editions_table, topics_table
 from src.reports.trecvid import perf_text, read_run, with_names_of
 from src.tasks import pentathlon
+from src.tasks.rescoring import further_results, is_asked
+from src.tasks.score_bank import read_banks, read_matrix
 from src.tasks.score_labels import score_labels
-
-BLOCK = 1024  # rows of the query bank read at a time
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ def run(cfg: DictConfig) -> float | None:
         UserError: the matrix, the id lists, the run or the judgements cannot be used.
     """
     run_dir = Path(cfg.paths.run_dir)
+    others = [key for key in ("run_file", "predictions", "labels") if cfg.task.get(key) is not None]
+    if others and is_asked(cfg):
+        raise UserError(f"task.{others[0]} has no captions to re-score; drop rescoring and compatibility")
     if cfg.task.run_file is not None:
         return score_run(Path(cfg.task.run_file), _path(cfg.task.qrels), run_dir)
     if cfg.task.get("predictions") is not None:
@@ -82,45 +86,26 @@ def score_matrix(cfg: DictConfig, name: str, matrix: np.ndarray) -> float | None
     started = time.perf_counter()
     mask = read_mask(matrix.shape, _path(cfg.task.get("query_mask")))
     labels = read_labels(matrix.shape, _path(cfg.captions), _path(cfg.videos), mask)
-    owner, videos, bank = torch.tensor(labels.column_of_row), len(labels.videos), _path(cfg.task.get("querybank"))
+    owner, videos = torch.tensor(labels.column_of_row), len(labels.videos)
     kept = None if mask is None else torch.from_numpy(mask.ravel())
-    options: dict[str, Any] = {"mask": kept, "ties": cfg.ties}
+    scores = Scores(MatrixScore(matrix), owner, videos, kept)
+    banks = read_banks(cfg, matrix.shape, scores.rows_Q)
+    result = evaluate_matrix(matrix, owner, videos, mask=kept, ties=cfg.ties)
+    further = further_results(cfg, scores, result, banks)
     protocol: dict[str, object] = {"dataset": name}
-    details: dict[str, object] = {}
-    if bank is None:
-        result = evaluate_matrix(matrix, owner, videos, **options)
-    else:
-        found = evaluate_matrix_with_bank(MatrixScore(matrix), owner, videos, read_bank(bank, videos, cfg), **options)
-        result, protocol["rescoring"] = found.result, found.words(f"queries of {bank.name}")
-        details["qb_norm"] = found.details(bank.name)
     facts = ReportFacts(
         protocol=protocol,
         captions=dict(enumerate(labels.captions)),
         videos={n: VideoFacts(name) for n, name in enumerate(labels.videos)},
         timing={"score_s": round(time.perf_counter() - started, 3)},
-        details=details,
+        details=further.details(),
+        tables=further.tables(result, protocol),
     )
     page = write_report(Path(cfg.paths.run_dir), result, facts)
-    print_table(result, facts.protocol)
+    print_table(result, facts.protocol, further=facts.tables)
     sys.stdout.write(f"report: {page}\n")
     metric = cfg.optimized_metric
     return result.scalars(metric.split("/")[0]).get(metric) if metric else None
-
-
-def read_bank(path: Path, num_videos: int, cfg: DictConfig) -> QueryBank:
-    """The query bank of a matrix of scores, read from disk block by block.
-
-    Raises:
-        UserError: it cannot be read, or has other columns than the matrix.
-    """
-    scores = read_matrix(path, "task.querybank")
-    if scores.shape[1] != num_videos:
-        raise UserError(
-            f"task.querybank: found {scores.shape[1]} columns in {path}, expected {num_videos}, the videos of the "
-            "matrix in its order"
-        )
-    blocks = (torch.from_numpy(np.array(scores[n : n + BLOCK])) for n in range(0, len(scores), BLOCK))
-    return QueryBank.of(blocks, num_videos, cfg.task.qb_norm.beta, cfg.task.qb_norm.k)
 
 
 def score_run(run_file: Path, qrels: Path | None, run_dir: Path) -> float:
@@ -154,29 +139,6 @@ def score_run(run_file: Path, qrels: Path | None, run_dir: Path) -> float:
     page = write_topic_page(run_dir, [edition], editions_table(title, {qrels.name: result}), protocol)
     sys.stdout.write(f"evaluation: {run_dir / 'perf.txt'}\nreport: {page}\n")
     return result.all["infAP"]
-
-
-def read_matrix(path: Path, key: str = "similarity") -> np.ndarray:
-    """Open a similarity matrix without loading it; `key` names it in messages.
-
-    Raises:
-        UserError: no such file, no npy file, or not a float matrix.
-    """
-    if not path.is_file():
-        raise UserError(f"{key}: {path} does not exist, expected a .npy file; check the path")
-    try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{key}: {path} is not a readable .npy file ({error}); write it with numpy.save") from None
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or 0 in matrix.shape:
-        shape = getattr(matrix, "shape", "an archive")
-        raise UserError(f"{key}: found {shape} in {path}, expected one matrix (captions, videos)")
-    if matrix.dtype not in (np.float16, np.float32, np.float64):
-        raise UserError(
-            f"{key}: found {matrix.dtype} in {path}, expected float16, float32 or float64; "
-            "convert it with matrix.astype('float32')"
-        )
-    return matrix
 
 
 def read_mask(shape: tuple[int, ...], path: Path | None) -> np.ndarray | None:

@@ -52,7 +52,7 @@ def test_resumed_equals_uninterrupted(
     number: signal.Signals,
 ) -> None:
     # A model with dropout, so that the random stream matters too.
-    options = ("model=clip4clip", "model.header=tightTransf", EPOCHS, "dataset.num_train=80", "dataset.batch_size=4")
+    options = ("model=clip4clip", "model.head=tightTransf", EPOCHS, "dataset.num_train=80", "dataset.batch_size=4")
     cli(*options, name="whole").succeeded()
     code = start_and_signal(command(*options, name="cut"), environment, tmp_path / "cut", number)
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 143)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from src.convert.clip4clip import to_upstream
 from src.metrics.retrieval import evaluate_matrix
 from src.models.clip4clip import Clip4Clip
+from src.models.heads.seq_transf import SeqTransfHead
 from src.reports.report import ReportFacts, write_report
 from tests.clips import make_clip, make_truncated
 
@@ -134,8 +136,7 @@ def test_describe_needs_no_data_and_no_weights(cli: Cli, tmp_path: Path) -> None
     (line,) = [line for line in outcome.out.splitlines() if line.startswith("parameters: ")]
     with torch.device("meta"):
         model = Clip4Clip(arch="ViT-B-32-quickgelu")
-    # The default header's temporal layers, on top of the tower.
-    assert int(line.split()[1]) >= sum(p.numel() for p in model.tower.parameters() if p.requires_grad)
+    assert int(line.split()[1]) == sum(p.numel() for p in model.tower.parameters() if p.requires_grad)
     assert "num_frames=12" in outcome.out
 
 
@@ -163,14 +164,14 @@ def test_check_data_passes_clean_data_and_lists_all_that_is_wrong(cli: Cli, clip
 
 def test_convert_reads_an_upstream_checkpoint_and_writes_it_back(cli: Cli, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    options = {"arch": "videotext-tiny", "num_frames": 4, "max_words": 16, "temporal_layers": 1}
-    state = Clip4Clip(header="seqTransf", **options).state_dict()  # type: ignore[arg-type]
+    options = {"arch": "videotext-tiny", "num_frames": 4, "max_words": 16}
+    state = Clip4Clip(head=partial(SeqTransfHead, temporal_layers=1), **options).state_dict()  # type: ignore[arg-type]
     source = tmp_path / "pytorch_model.bin"
     torch.save({f"module.{name}": value for name, value in to_upstream(state).items()}, source)
     words = [f"model.{key}={value}" for key, value in options.items()]
     outcome = cli(
         *("-m", "task=convert", "task.format=ours,upstream", f"task.source={source}"),
-        *("model=clip4clip", "model.header=seqTransf", *words, f"hydra.sweep.dir={tmp_path}/sweep"),
+        *("model=clip4clip", "model.head=seqTransf", "model.head.temporal_layers=1", *words, f"hydra.sweep.dir={tmp_path}/sweep"),
         tiny=False,
     )
     outcome.succeeded()
@@ -180,7 +181,7 @@ def test_convert_reads_an_upstream_checkpoint_and_writes_it_back(cli: Cli, tmp_p
     upstream = load_file(tmp_path / "sweep" / "1" / "pytorch_model.safetensors")
     assert upstream.keys() == to_upstream(state).keys()
     facts = json.loads((tmp_path / "sweep" / "0" / "pytorch_model.json").read_text())
-    assert facts["model"]["header"] == "seqTransf"
+    assert facts["model"]["head"]["_target_"].endswith(".SeqTransfHead")
 
 
 def test_bench_measures_the_part_that_was_asked_for(cli: Cli, tmp_path: Path) -> None:

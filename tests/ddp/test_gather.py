@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,9 @@ from src.losses.gather import gather_embedding
 from src.losses.infonce import SymmetricInfoNCE
 from src.models.clip2video import Clip2Video
 from src.models.clip4clip import Clip4Clip
+from src.models.heads.mean import MeanHead
+from src.models.heads.seq_lstm import SeqLstmHead
+from src.models.heads.tight import TightTransfHead
 from tests.processes import run_processes
 from tests.tiny_clip import tiny_arch
 
@@ -66,11 +70,11 @@ def pair_gradients(rank: int, mode: str, same_video: bool, sizes: tuple[int, int
 
 
 MODELS: dict[str, tuple[type, dict[str, Any]]] = {
-    "clip2video": (Clip2Video, {}),
-    "clip2video_mean": (Clip2Video, {"header": "meanP", "difference_block": False, "alignment_block": False}),
-    "clip4clip_3d": (Clip4Clip, {"header": "meanP", "linear_patch": "3d"}),
-    "clip4clip_lstm": (Clip4Clip, {"header": "seqLSTM"}),
-    "clip4clip_tight": (Clip4Clip, {"header": "tightTransf", "dropout": 0.0}),
+    "clip2video": (Clip2Video, {"temporal_layers": 1}),
+    "clip2video_mean": (Clip2Video, {"head": MeanHead, "temporal_block": False, "difference_block": False}),
+    "clip4clip_3d": (Clip4Clip, {"linear_patch": "3d"}),
+    "clip4clip_lstm": (Clip4Clip, {"head": SeqLstmHead}),
+    "clip4clip_tight": (Clip4Clip, {"head": partial(TightTransfHead, temporal_layers=1, dropout=0.0)}),
 }
 
 
@@ -81,7 +85,7 @@ class Training(nn.Module):
         super().__init__()
         kind, options = MODELS[name]
         torch.manual_seed(3)
-        self.model = kind(arch=tiny_arch(), num_frames=3, max_words=6, temporal_layers=1, **options).double()
+        self.model = kind(arch=tiny_arch(), num_frames=3, max_words=6, **options).double()
 
     def forward(self, rows: slice) -> Tensor:
         generator = torch.Generator().manual_seed(4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,16 +11,25 @@ import torch
 
 from src.batch import TextBatch, VideoBatch
 from src.errors import UserError
-from src.models.clip2video import AlignmentBlock, Clip2Video
+from src.models.clip2video import Clip2Video
+from src.models.heads.mean import MeanHead
+from src.models.heads.seq_lstm import SeqLstmHead
+from src.models.heads.seq_transf import SeqTransfHead
+from src.models.heads.tab import TabHead
+from src.models.heads.tight import TightTransfHead
+from tests.head_host import host_of
 from tests.tiny_clip import tiny_arch
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
-    "mean": {"header": "meanP", "difference_block": False, "alignment_block": False},
-    "mean_aligned": {"header": "meanP", "difference_block": False, "alignment_tokens": "frames"},
-    "sequence": {"difference_block": False, "alignment_block": False},
-    "raw": {"difference": "raw", "alignment_block": False},
-    "mlp": {"difference": "mlp", "alignment_block": False},
+    "mean": {"temporal_block": False, "difference_block": False, "head": MeanHead},
+    "mean_aligned": {"temporal_block": False, "difference_block": False, "alignment_tokens": "frames"},
+    "sequence": {"difference_block": False, "head": MeanHead},
+    "raw": {"difference": "raw", "head": MeanHead},
+    "mlp": {"difference": "mlp", "head": MeanHead},
+    "lstm": {"head": SeqLstmHead},
+    "twice": {"head": partial(SeqTransfHead, temporal_layers=1)},
+    "joint": {"head": partial(TightTransfHead, temporal_layers=1)},
     "temporal_tokens": {"difference_block": False, "alignment_tokens": "temporal"},
 }
 
@@ -50,7 +60,7 @@ def test_published_size() -> None:
         model = Clip2Video(arch="ViT-B-32-quickgelu")
     assert len(model.state_dict()) == 380
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 170_238_209
-    assert model.heads == 8
+    assert model.attention_heads == 8
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -109,18 +119,20 @@ def test_a_video_without_frames_gives_finite_loss_and_gradients(variant: str) ->
 
 @torch.no_grad()
 def test_loss_and_score_weigh_the_branches() -> None:
-    model = make(global_weight=0.3)
+    model = make(head=partial(TabHead, global_weight=0.3))
+    assert isinstance(model.head, TabHead)
     text, video = model.encode_text(texts()), model.encode_video(videos())
     losses = model.loss(text, video)
     torch.testing.assert_close(losses["loss"], 0.3 * losses["global"] + 0.7 * losses["aligned"])
-    scores = 0.3 * model.score_global(text, video) + 0.7 * model.score_aligned(text, video)
+    together, aligned = (model.head.branch(n, text, video, model.tower.logit_scale) for n in ("global", "aligned"))
+    scores = 0.3 * together + 0.7 * aligned
     torch.testing.assert_close(model.similarity(text, video), scores)
 
 
 @torch.no_grad()
 def test_alignment_follows_its_formula() -> None:
     torch.manual_seed(0)
-    block = AlignmentBlock(4, 3, None)
+    block = TabHead(host_of(width=4, num_frames=5, max_words=5), num_centers=3)
     x, mask = torch.randn(1, 5, 4), torch.tensor([[True, True, False, True, False]])
     weights = torch.softmax(x @ block.assignment.T, -1)
     residuals = []
@@ -128,12 +140,12 @@ def test_alignment_follows_its_formula() -> None:
         r = sum(weights[0, n, k] * (x[0, n] - block.residual[k]) for n in range(5) if mask[0, n])
         residuals.append(r / r.norm())
     mean = torch.stack(residuals).mean(0)
-    torch.testing.assert_close(block(x, mask)[0], mean / mean.norm())
+    torch.testing.assert_close(block.describe(x, mask)[0], mean / mean.norm())
 
 
 @torch.no_grad()
 def test_difference_tokens_alternate() -> None:
-    model = make(difference="raw", alignment_block=False)
+    model = make(difference="raw", head=MeanHead)
     frames, mask = torch.randn(1, 3, 32), torch.tensor([[True, True, False]])
     z = model.difference(frames, mask, model.position)
     torch.testing.assert_close(z.tokens_BSD[0, 1], frames[0, 1] - frames[0, 0])
@@ -147,14 +159,16 @@ def test_difference_tokens_alternate() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"header": "meanP"}, "difference_block=true needs model.header=seqTransf"),
-        ({"header": "meanP", "difference_block": False}, "alignment_tokens=difference needs model.header=seqTransf"),
+        ({"temporal_block": False}, "difference_block=true needs model.temporal_block=true"),
+        (
+            {"temporal_block": False, "difference_block": False},
+            "alignment_tokens=difference needs model.temporal_block=true, found false; set model.alignment_tokens=fr",
+        ),
         ({"difference_block": False}, "model.alignment_tokens=temporal"),
         ({"num_frames": 2}, "at least 3"),
-        ({"num_frames": 1, "alignment_block": False}, "at least 2"),
+        ({"num_frames": 1, "head": MeanHead}, "at least 2"),
+        ({"temporal_layers": 0}, "model.temporal_layers=0, expected at least 1"),
         ({"num_frames": 11}, "model.num_frames=10 or less"),
-        ({"global_weight": 1.5}, "expected 0 to 1"),
-        ({"num_centers": 0}, "at least 1"),
     ],
 )
 def test_contradictions_name_the_remedy(options: dict[str, Any], message: str) -> None:

@@ -1,7 +1,8 @@
-"""CLIP4Clip: independence of padding and of the batch, encode-once, options."""
+"""CLIP4Clip and the heads of its code: independence of padding and of the batch, encode-once, options."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,17 +10,30 @@ import torch
 
 from src.batch import TextBatch, VideoBatch
 from src.errors import UserError
-from src.models import clip4clip
 from src.models.clip4clip import Clip4Clip
+from src.models.heads import tiling
+from src.models.heads.base import HeadFactory
+from src.models.heads.mean import MeanHead
+from src.models.heads.seq_lstm import SeqLstmHead
+from src.models.heads.seq_transf import SeqTransfHead
+from src.models.heads.tab import TabHead
+from src.models.heads.tight import TightTransfHead
 from src.models.temporal import TemporalTransformer, key_mask, masked_mean
 from tests.tiny_clip import tiny_arch
 
-HEADERS = ("meanP", "seqLSTM", "seqTransf", "tightTransf")
+HEADS: dict[str, HeadFactory] = {
+    "meanP": MeanHead,
+    "meanP, raw frames": partial(MeanHead, normalise_frames=False),
+    "seqLSTM": SeqLstmHead,
+    "seqTransf": partial(SeqTransfHead, temporal_layers=2),
+    "tightTransf": partial(TightTransfHead, temporal_layers=2),
+    "tab": TabHead,
+}
 
 
-def make(header: str, **options: Any) -> Clip4Clip:
+def make(head: str, **options: Any) -> Clip4Clip:
     torch.manual_seed(0)
-    return Clip4Clip(arch=tiny_arch(), header=header, num_frames=4, max_words=6, temporal_layers=2, **options).eval()
+    return Clip4Clip(arch=tiny_arch(), head=HEADS[head], num_frames=4, max_words=6, **options).eval()
 
 
 def texts(count: int = 3) -> TextBatch:
@@ -40,10 +54,10 @@ def rows(batch: VideoBatch, index: slice) -> VideoBatch:
     return batch.map(lambda tensor: tensor[index])
 
 
-@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("head", HEADS)
 @torch.no_grad()
-def test_scores_ignore_what_padded_frames_hold(header: str) -> None:
-    model, text, video = make(header), texts(), videos()
+def test_scores_ignore_what_padded_frames_hold(head: str) -> None:
+    model, text, video = make(head), texts(), videos()
     assert video.frames_BTCHW is not None
     assert video.mask_BT is not None
     other = video.frames_BTCHW.clone()
@@ -53,10 +67,10 @@ def test_scores_ignore_what_padded_frames_hold(header: str) -> None:
     assert torch.equal(scores, model.similarity(model.encode_text(text), model.encode_video(changed)))
 
 
-@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("head", HEADS)
 @torch.no_grad()
-def test_a_video_is_the_same_alone_and_in_a_batch(header: str) -> None:
-    model, text, video = make(header), texts(), videos()
+def test_a_video_is_the_same_alone_and_in_a_batch(head: str) -> None:
+    model, text, video = make(head), texts(), videos()
     together = model.similarity(model.encode_text(text), model.encode_video(video))
     for column in range(3):
         alone = model.encode_video(rows(video, slice(column, column + 1)))
@@ -65,21 +79,21 @@ def test_a_video_is_the_same_alone_and_in_a_batch(header: str) -> None:
         )
 
 
-@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("head", HEADS)
 @torch.no_grad()
-def test_blockwise_equals_whole_matrix(header: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, video = make(header), videos()
+def test_blockwise_equals_whole_matrix(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, video = make(head), videos()
     text, embedded = model.encode_text(texts(5)), model.encode_video(video)
     whole = model.similarity(text, embedded)
     blocks = [[model.similarity(text[i : i + 2], embedded[j : j + 2]) for j in (0, 2)] for i in (0, 2, 4)]
     torch.testing.assert_close(torch.cat([torch.cat(row, 1) for row in blocks]), whole, rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr(clip4clip, "PAIRS_AT_ONCE", 4)
+    monkeypatch.setattr(tiling, "ELEMENTS_AT_ONCE", 1)
     torch.testing.assert_close(model.similarity(text, embedded), whole, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("header", HEADERS)
-def test_a_video_without_frames_gives_finite_loss_and_gradients(header: str) -> None:
-    model, video = make(header), videos((4, 0, 3))
+@pytest.mark.parametrize("head", HEADS)
+def test_a_video_without_frames_gives_finite_loss_and_gradients(head: str) -> None:
+    model, video = make(head), videos((4, 0, 3))
     loss = model.loss(model.encode_text(texts()), model.encode_video(video))["loss"]
     loss.backward()
     assert torch.isfinite(loss)
@@ -87,9 +101,9 @@ def test_a_video_without_frames_gives_finite_loss_and_gradients(header: str) -> 
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
 
 
-@pytest.mark.parametrize("header", HEADERS)
-def test_every_trained_parameter_has_a_gradient(header: str) -> None:
-    model = make(header)
+@pytest.mark.parametrize("head", HEADS)
+def test_every_trained_parameter_has_a_gradient(head: str) -> None:
+    model = make(head)
     model.loss(model.encode_text(texts()), model.encode_video(videos()))["loss"].backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
@@ -97,12 +111,13 @@ def test_every_trained_parameter_has_a_gradient(header: str) -> None:
 
 def test_tiled_joint_transformer_has_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    for pairs in (1000, 3):
-        monkeypatch.setattr(clip4clip, "PAIRS_AT_ONCE", pairs)
+    for elements in (2**26, 1):
+        monkeypatch.setattr(tiling, "ELEMENTS_AT_ONCE", elements)
         model = make("tightTransf")
         model.loss(model.encode_text(texts()), model.encode_video(videos()))["loss"].backward()
-        assert model.cross.dense.weight.grad is not None
-        found.append(model.cross.dense.weight.grad)
+        assert isinstance(model.head, TightTransfHead)
+        assert model.head.dense.weight.grad is not None
+        found.append(model.head.dense.weight.grad)
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-8)
 
 
@@ -123,9 +138,10 @@ def test_autocast_keeps_scores_in_float32() -> None:
 
 def test_temporal_layers_start_from_the_text_tower() -> None:
     model = make("seqTransf")
-    assert torch.equal(model.position.weight, model.tower.clip.positional_embedding)
+    assert isinstance(model.head, SeqTransfHead)
+    assert torch.equal(model.head.order.position.weight, model.tower.clip.positional_embedding)
     source = model.tower.clip.transformer.resblocks[1].mlp.c_fc.weight
-    assert torch.equal(model.temporal.resblocks[1].mlp.c_fc.weight, source)  # type: ignore[union-attr]
+    assert torch.equal(model.head.order.transformer.resblocks[1].mlp.c_fc.weight, source)  # type: ignore[union-attr]
 
 
 def test_upstream_mask_layout_lets_heads_see_other_videos() -> None:
@@ -149,8 +165,13 @@ def test_masked_mean_of_nothing_is_zero() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"header": "seqTransf", "num_frames": 11}, "model.num_frames=10 or less"),
-        ({"header": "tightTransf", "num_frames": 10}, "model.num_frames=9 or less"),
+        ({"head": SeqTransfHead, "num_frames": 11}, "model.num_frames=10 or less"),
+        ({"head": TightTransfHead, "num_frames": 10}, "model.num_frames=9 or less"),
+        ({"head": partial(SeqTransfHead, temporal_layers=0)}, "head.temporal_layers=0, expected at least 1"),
+        ({"head": partial(TightTransfHead, temporal_layers=0)}, "head.temporal_layers=0, expected at least 1"),
+        ({"head": partial(TabHead, num_centers=0)}, "head.num_centers=0, expected at least 1"),
+        ({"head": partial(TabHead, global_weight=1.5)}, "head.global_weight=1.5, expected 0 to 1"),
+        ({"head": TemporalTransformer}, "expected a Head; choose a file of conf/model/head"),
         ({"num_frames": 0}, "at least 1"),
         ({"head_dim": 5}, "head_dim=5 does not divide"),
     ],

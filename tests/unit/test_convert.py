@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,37 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from src.convert.clip4clip import NAMES, from_upstream, to_upstream
+from src.convert.clip4clip import CLIP2VIDEO_NAMES, NAMES, from_upstream, to_upstream
 from src.errors import UserError
 from src.models.clip2video import Clip2Video
 from src.models.clip4clip import Clip4Clip
+from src.models.heads.mean import MeanHead
+from src.models.heads.seq_lstm import SeqLstmHead
+from src.models.heads.seq_transf import SeqTransfHead
+from src.models.heads.tab import TabHead
+from src.models.heads.tight import TightTransfHead
+from src.models.heads.wti import WeightedTokenInteractionHead
 from src.models.weights import load_strictly, read_state_dict
 from src.tasks import convert
 from tests.tiny_clip import tiny_arch
 
 ARCH = tiny_arch()
 MODELS: dict[str, tuple[type, dict[str, Any]]] = {
-    "clip2video": (Clip2Video, {}),
-    "clip2video_mlp": (Clip2Video, {"difference": "mlp", "alignment_block": False}),
-    "meanP": (Clip4Clip, {"header": "meanP", "linear_patch": "3d"}),
-    "seqLSTM": (Clip4Clip, {"header": "seqLSTM"}),
-    "seqTransf": (Clip4Clip, {"header": "seqTransf"}),
-    "tightTransf": (Clip4Clip, {"header": "tightTransf"}),
+    "clip2video": (Clip2Video, {"temporal_layers": 2}),
+    "clip2video_mlp": (Clip2Video, {"temporal_layers": 2, "difference": "mlp", "head": MeanHead}),
+    "clip2video_wti": (Clip2Video, {"temporal_layers": 2, "head": WeightedTokenInteractionHead}),
+    "meanP": (Clip4Clip, {"linear_patch": "3d"}),
+    "seqLSTM": (Clip4Clip, {"head": SeqLstmHead}),
+    "seqTransf": (Clip4Clip, {"head": partial(SeqTransfHead, temporal_layers=2)}),
+    "tightTransf": (Clip4Clip, {"head": partial(TightTransfHead, temporal_layers=2)}),
+    "wti after seqTransf": (Clip4Clip, {"head": partial(WeightedTokenInteractionHead, order="seqTransf")}),
 }
 
 
 def make(name: str) -> Any:
     kind, options = MODELS[name]
     torch.manual_seed(0)
-    return kind(arch=ARCH, num_frames=4, max_words=6, temporal_layers=2, **options)
+    return kind(arch=ARCH, num_frames=4, max_words=6, **options)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -64,7 +73,8 @@ def test_published_keys() -> None:
 
 
 def test_name_table_is_one_to_one() -> None:
-    assert len({ours for _, ours in NAMES}) == len({upstream for upstream, _ in NAMES}) == len(NAMES)
+    for table in (NAMES, CLIP2VIDEO_NAMES):
+        assert len({ours for _, ours in table}) == len({upstream for upstream, _ in table}) == len(table)
 
 
 def test_wrappers_precision_and_old_names() -> None:
@@ -82,11 +92,12 @@ def test_wrappers_precision_and_old_names() -> None:
 def test_wrong_size_is_an_error_not_a_random_centre() -> None:
     state = from_upstream(to_upstream(make("clip2video").state_dict()))
     kind, _ = MODELS["clip2video"]
-    seven = kind(arch=ARCH, num_frames=4, max_words=6, temporal_layers=2, num_centers=7)
-    before = seven.alignment.assignment.clone()
-    with pytest.raises(UserError, match=r"2 wrongly shaped: alignment.assignment \(5, 32\) instead of \(7, 32\)"):
+    head = partial(TabHead, num_centers=7)
+    seven = kind(arch=ARCH, num_frames=4, max_words=6, temporal_layers=2, head=head)
+    before = seven.head.assignment.clone()
+    with pytest.raises(UserError, match=r"2 wrongly shaped: head.assignment \(5, 32\) instead of \(7, 32\)"):
         load_strictly(seven, state, "K=5")
-    assert torch.equal(seven.alignment.assignment, before)
+    assert torch.equal(seven.head.assignment, before)
 
 
 def test_foreign_tensors_are_listed() -> None:
@@ -94,6 +105,12 @@ def test_foreign_tensors_are_listed() -> None:
         from_upstream({"weight_center": torch.zeros(1), "resnet.weight": torch.zeros(1)})
     with pytest.raises(UserError, match="no name in CLIP4Clip"):
         to_upstream({"decoder.weight": torch.zeros(1)})
+
+
+def test_a_model_that_nobody_published_has_no_published_names() -> None:
+    twice = Clip2Video(arch=ARCH, num_frames=4, max_words=6, head=SeqTransfHead).state_dict()
+    with pytest.raises(UserError, match=r"has the name of another one \(frame_position_embeddings.weight\).*format=ours"):
+        to_upstream(twice)
 
 
 class Malicious:

@@ -118,5 +118,5 @@ def test_models_that_mix_items_refuse() -> None:
     Dropping(norm=True).configure_loss(cache_chunks=1)
     with pytest.raises(UserError, match="mask_layout=upstream"):
         build_tiny("model=clip2video model.mask_layout=upstream").configure_loss(cache_chunks=2)
-    with pytest.raises(UserError, match="loss.cache_chunks=0, expected at least 1"):
+    with pytest.raises(UserError, match=r"loss\.cache_chunks=0, expected at least 1"):
         Dropping().configure_loss(cache_chunks=0)

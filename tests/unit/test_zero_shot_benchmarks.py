@@ -18,7 +18,13 @@ from tests.benchmark_files import MULTIPLE, PARTS, SETS, write_benchmark
 
 MODELS = ("internvideo", "clip4clip")
 QUICK = (
-    *("model.arch=videotext-tiny", "dataset.num_workers=0", "logger=none", "callbacks=none", "~split.expected"),
+    *(
+        "model.arch=videotext-tiny-quickgelu",
+        "dataset.num_workers=0",
+        "logger=none",
+        "callbacks=none",
+        "~split.expected",
+    ),
     *("trainer=cpu", "trainer.enable_progress_bar=false"),
 )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from src.batch import TextEmbedding, VideoEmbedding
 from src.models.heads.base import Head, HeadHost, TextTokens, VideoTokens
+from src.models.heads.order import Order, frame_order
 from src.models.heads.tiling import Parts, tiled
 
 
@@ -22,6 +23,8 @@ class TokenInteractionHead(Head):
 
     Args:
         host: the model.
+        order: layer that puts the frames in relation first; see `frame_order`.
+        temporal_layers: of order seqTransf; see `frame_order`.
         scale_evaluation: multiply by exp(logit_scale) outside training too. False: plain cosines there, as published,
             on which a dual softmax of temperature 1 does next to nothing.
 
@@ -33,8 +36,11 @@ class TokenInteractionHead(Head):
     reads_words = True
     reads_sentence = False
 
-    def __init__(self, host: HeadHost, scale_evaluation: bool = True) -> None:
+    def __init__(
+        self, host: HeadHost, *, order: Order = "none", temporal_layers: int = 4, scale_evaluation: bool = True
+    ) -> None:
         super().__init__()
+        self.order = frame_order(order, host, temporal_layers)
         self.max_words = host.max_words
         self.scale_evaluation = scale_evaluation
 
@@ -47,7 +53,7 @@ class TokenInteractionHead(Head):
     def video_parts(self, video: VideoTokens) -> dict[str, Tensor]:
         """Normalised "frames" (B, T, D), 0 on padding; "frame_weights" (B, T), of sum 1; bool "frames_mask" (B, T)."""
         mask_BT = video.mask_BT
-        frames_BTD = video.ordered_BTD.masked_fill(~mask_BT[..., None], 0.0)
+        frames_BTD = self.order(video.ordered_BTD, mask_BT).masked_fill(~mask_BT[..., None], 0.0)
         weights_BT = self.weigh_frames(frames_BTD, mask_BT)
         return {"frames": F.normalize(frames_BTD, dim=-1), "frame_weights": weights_BT, "frames_mask": mask_BT}
 

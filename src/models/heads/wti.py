@@ -16,6 +16,7 @@ from src.losses.gather import gather_embedding
 from src.losses.infonce import SymmetricInfoNCE
 from src.models.heads.base import HeadHost
 from src.models.heads.cdcr import Tokens, decorrelation, draw
+from src.models.heads.order import Order
 from src.models.heads.ti import TokenInteractionHead, masked_softmax
 from src.models.temporal import init_small
 
@@ -28,6 +29,8 @@ class WeightedTokenInteractionHead(TokenInteractionHead):
     Args:
         host: the model.
         arch: linear layers of that network (upstream `wti_arch`); between them D channels and ReLU.
+        order: see `TokenInteractionHead`; DRL's is seqTransf.
+        temporal_layers: see `TokenInteractionHead`.
         scale_evaluation: see `TokenInteractionHead`.
         cdcr: variant of the channel decorrelation that is added to the loss, 0 for none; see `decorrelation`.
         cdcr_lambda: its factor in the loss.
@@ -44,13 +47,15 @@ class WeightedTokenInteractionHead(TokenInteractionHead):
         host: HeadHost,
         *,
         arch: Literal[1, 2, 3] = 2,
+        order: Order = "none",
+        temporal_layers: int = 4,
         scale_evaluation: bool = True,
         cdcr: Literal[0, 1, 2, 3] = 0,
         cdcr_lambda: float = 0.001,
         cdcr_alpha1: float = 0.16,
         cdcr_alpha2: float = 0.0,
     ) -> None:
-        super().__init__(host, scale_evaluation)
+        super().__init__(host, order=order, temporal_layers=temporal_layers, scale_evaluation=scale_evaluation)
         if min(cdcr_lambda, cdcr_alpha1, cdcr_alpha2) < 0:
             raise UserError(
                 f"model.head.cdcr_lambda={cdcr_lambda}, cdcr_alpha1={cdcr_alpha1}, cdcr_alpha2={cdcr_alpha2}, "

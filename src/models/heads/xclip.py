@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from src.batch import TextEmbedding, VideoEmbedding
 from src.errors import UserError
 from src.models.heads.base import Head, HeadHost, TextTokens, VideoTokens
+from src.models.heads.order import Order, frame_order
 from src.models.heads.ti import masked_softmax
 from src.models.heads.tiling import Parts, tiled
 from src.models.temporal import pool_frames
@@ -28,6 +29,8 @@ class XClipHead(Head):
 
     Args:
         host: the model.
+        order: layer that puts the frames in relation first; see `frame_order`.
+        temporal_layers: of order seqTransf; see `frame_order`.
         padding: "masked" leaves padded words and frames out. "upstream" lets them take part in everything but the mean
             of the frames, as the released code does.
         temperature: of the softmax.
@@ -40,13 +43,19 @@ class XClipHead(Head):
     pairwise = True
 
     def __init__(
-        self, host: HeadHost, padding: Literal["masked", "upstream"] = "masked", temperature: float = 0.01
+        self,
+        host: HeadHost,
+        *,
+        order: Order = "none",
+        temporal_layers: int = 4,
+        padding: Literal["masked", "upstream"] = "masked",
+        temperature: float = 0.01,
     ) -> None:
         super().__init__()
         if temperature <= 0:
             raise UserError(f"model.head.temperature={temperature}, expected more than 0")
         self.max_words, self.num_frames = host.max_words, host.num_frames
-        self.padding = padding
+        self.order = frame_order(order, host, temporal_layers)
         self.reads_padding = padding == "upstream"
         self.temperature = temperature
         # Names as published.
@@ -67,7 +76,7 @@ class XClipHead(Head):
 
     def video_parts(self, video: VideoTokens) -> dict[str, Tensor]:
         """Normalised "video" (B, D) and "frames" (B, T, D); bool "frames_mask" (B, T): takes part."""
-        frames_BTD, mask_BT = video.ordered_BTD, video.mask_BT
+        frames_BTD, mask_BT = self.order(video.ordered_BTD, video.mask_BT), video.mask_BT
         if frames_BTD.shape[1] != self.num_frames:
             raise UserError(
                 f"videos have {frames_BTD.shape[1]} frames, the matrices of the head are made for "

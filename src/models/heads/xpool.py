@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from src.batch import TextEmbedding, VideoEmbedding
 from src.errors import UserError
 from src.models.heads.base import Head, HeadHost, TextTokens, VideoTokens
+from src.models.heads.order import Order, frame_order
 from src.models.heads.tiling import Parts, tiled
 
 
@@ -23,6 +24,8 @@ class XPoolHead(Head):
     Args:
         host: the model.
         attention_heads: H; 1 as published.
+        order: layer that puts the frames in relation first, none as published; see `frame_order`.
+        temporal_layers: of order seqTransf; see `frame_order`.
         dropout: on the feed-forward branch, in training only.
 
     Raises:
@@ -35,7 +38,15 @@ class XPoolHead(Head):
 
     pairwise = True
 
-    def __init__(self, host: HeadHost, attention_heads: int = 1, dropout: float = 0.3) -> None:
+    def __init__(
+        self,
+        host: HeadHost,
+        *,
+        attention_heads: int = 1,
+        dropout: float = 0.3,
+        order: Order = "none",
+        temporal_layers: int = 4,
+    ) -> None:
         super().__init__()
         width = host.width
         if attention_heads < 1 or width % attention_heads:
@@ -49,6 +60,7 @@ class XPoolHead(Head):
         self.norm_out = nn.LayerNorm(width)
         self.query, self.key, self.value, self.mixed, self.feed_forward = (identity(width) for _ in range(5))
         self.dropout = nn.Dropout(dropout)
+        self.order = frame_order(order, host, temporal_layers)
 
     def text_parts(self, text: TextTokens) -> dict[str, Tensor]:
         """Part "text": sentence vectors (B, D), not normalised."""
@@ -56,7 +68,7 @@ class XPoolHead(Head):
 
     def video_parts(self, video: VideoTokens) -> dict[str, Tensor]:
         """Frames (B, T, D), not normalised, and bool "frames_mask" (B, T)."""
-        return {"frames": video.ordered_BTD, "frames_mask": video.mask_BT}
+        return {"frames": self.order(video.ordered_BTD, video.mask_BT), "frames_mask": video.mask_BT}
 
     def similarity(self, text: TextEmbedding, video: VideoEmbedding, logit_scale: Tensor) -> Tensor:
         sentences_ND, frames_VTD = text.parts["text"], video.parts["frames"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ from src.convert.clip4clip import from_upstream, to_upstream
 from src.models.clip2video import Clip2Video
 from src.models.clip4clip import Clip4Clip
 from src.models.clip_retrieval import ClipRetrievalModule
+from src.models.heads.base import HeadFactory
+from src.models.heads.mean import MeanHead
+from src.models.heads.seq_lstm import SeqLstmHead
+from src.models.heads.seq_transf import SeqTransfHead
+from src.models.heads.tab import TabHead, tokens_to_align
+from src.models.heads.tight import TightTransfHead
 from src.models.weights import load_strictly
 from tests.parity.allgather import gathered_loss
 from tests.parity.cases import Case, assert_close, assert_gradients
@@ -62,7 +69,6 @@ def common_options(case: Case) -> dict[str, Any]:
         "arch": register_arch(meta["dims"], meta["head_dim"]),
         "num_frames": meta["dims"]["F"],
         "max_words": meta["dims"]["L"],
-        "temporal_layers": meta["config"]["cross_num_hidden_layers"],
         "head_dim": meta["head_dim"],
         "mask_layout": next(
             layout for text, layout in LAYOUTS.items() if meta["key_padding_mask_layout"].startswith(text)
@@ -72,13 +78,26 @@ def common_options(case: Case) -> dict[str, Any]:
 
 def clip2video_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Upstream's flags as our options."""
+    aligned = partial(TabHead, num_centers=config["centerK"], global_weight=config["center_weight"])
     return {
-        "header": config["sim_type"],
+        "head": aligned if config["center_type"] == "TAB" else MeanHead,
+        "temporal_block": config["sim_type"] == "seqTransf",
         "difference_block": config["temporal_type"] == "TDB",
         "difference": DIFFERENCES[config["temporal_proj"]],
-        "alignment_block": config["center_type"] == "TAB",
         "alignment_tokens": ALIGNMENT_TOKENS[config["center_proj"]],
+        "temporal_layers": config["cross_num_hidden_layers"],
     }
+
+
+def clip4clip_head(config: Mapping[str, Any]) -> HeadFactory:
+    layers = config["cross_num_hidden_layers"]
+    heads: dict[str, HeadFactory] = {
+        "meanP": MeanHead,
+        "seqLSTM": SeqLstmHead,
+        "seqTransf": partial(SeqTransfHead, temporal_layers=layers),
+        "tightTransf": partial(TightTransfHead, temporal_layers=layers, dropout=0.0),
+    }
+    return heads[config["sim_header"]]
 
 
 def batches(case: Case) -> tuple[TextBatch, VideoBatch]:
@@ -139,9 +158,7 @@ def expect(case: Case, values: Mapping[str, Tensor]) -> None:
 
 def check_clip4clip(case: Case) -> None:
     config = case.meta["config"]
-    model = Clip4Clip(
-        header=config["sim_header"], linear_patch=config["linear_patch"], dropout=0.0, **common_options(case)
-    )
+    model = Clip4Clip(head=clip4clip_head(config), linear_patch=config["linear_patch"], **common_options(case))
     load_case(model, case)
     model.eval()
     text, video = batches(case)
@@ -157,12 +174,7 @@ def check_clip4clip(case: Case) -> None:
 
 def check_clip2video(case: Case) -> None:
     config = case.meta["config"]
-    model = Clip2Video(
-        num_centers=config["centerK"],
-        global_weight=config["center_weight"],
-        **clip2video_options(config),
-        **common_options(case),
-    )
+    model = Clip2Video(**clip2video_options(config), **common_options(case))
     load_case(model, case)
     model.eval()
     text, video = batches(case)
@@ -172,21 +184,23 @@ def check_clip2video(case: Case) -> None:
     assert torch.equal(text.mask_BL, mask_before), "the alignment block changed a mask in place"
     losses = check_training(model, case)
     values["loss"] = losses["loss"]
-    if model.alignment is not None:
+    if isinstance(model.head, TabHead):
         values |= {"loss_global": losses["global"], "loss_tab": losses["aligned"]}
     expect(case, values)
 
 
 def _clip2video_values(model: Clip2Video, text: TextBatch, video: VideoBatch) -> dict[str, Tensor]:
-    frames_BTD, mask_BT = model.encode_frames(video)
-    text_embedding, video_embedding = model.encode_text(text), model.encode_video(video)
+    tokens, scale = model.video_tokens(video), model.tower.logit_scale
+    frames_BTD, mask_BT = tokens.frames_BTD, tokens.mask_BT
+    embeddings = model.encode_text(text), model.encode_video(video)
     text_eot, text_tokens = model.tower.encode_text_tokens(text.tokens_BL)
+    total = model.similarity(*embeddings)
     values = {
         "visual_output": frames_BTD,
         "text_eot": text_eot,
         "text_tokens": text_tokens,
-        "sim_global": model.score_global(text_embedding, video_embedding),
-        "sim_total": model.similarity(text_embedding, video_embedding),
+        "sim_global": total,
+        "sim_total": total,
     }
     if model.difference_block:
         z = model.difference(frames_BTD, mask_BT, model.position)
@@ -196,14 +210,15 @@ def _clip2video_values(model: Clip2Video, text: TextBatch, video: VideoBatch) ->
             "tdb_type": z.type_SD.expand_as(z.tokens_BSD),
             "tdb_mask": z.mask_BS,
         }
-    if model.alignment is not None:
-        tokens, mask = model.alignment_input(frames_BTD, mask_BT)
+    if isinstance(model.head, TabHead):
+        visual_tokens, visual_mask = tokens_to_align(tokens)
         values |= {
-            "tab_visual_tokens": tokens,
-            "tab_visual_mask": mask,
-            "tab_visual_embed": video_embedding.parts["aligned"],
-            "tab_text_embed": text_embedding.parts["aligned"],
-            "sim_tab": model.score_aligned(text_embedding, video_embedding),
+            "sim_global": model.head.branch("global", *embeddings, scale),
+            "tab_visual_tokens": visual_tokens,
+            "tab_visual_mask": visual_mask,
+            "tab_visual_embed": embeddings[1].parts["aligned"],
+            "tab_text_embed": embeddings[0].parts["aligned"],
+            "sim_tab": model.head.branch("aligned", *embeddings, scale),
         }
     return values
 
@@ -219,12 +234,8 @@ def check_init_from_clip(case: Case) -> None:
     )
     dims = {"embed": width, "res": 16, "patch": 8, "vl": visual_layers, "vw": width, "ctx": 20}
     dims |= {"vocab": vocabulary, "tw": width, "tl": text_layers}
-    model = Clip2Video(
-        arch=register_arch(dims, width // 2),
-        num_centers=centers,
-        temporal_layers=len(layers),
-        **clip2video_options(case.meta["config"]),
-    )
+    flags = {"center_weight": 0.5, **case.meta["config"], "centerK": centers, "cross_num_hidden_layers": len(layers)}
+    model = Clip2Video(arch=register_arch(dims, width // 2), **clip2video_options(flags))
     state = to_upstream(model.state_dict())
     assert state.keys() == copied.keys() | fresh.keys()
     for name, source in copied.items():
