@@ -159,7 +159,8 @@ def _composed(structure: list[Override]) -> DictConfig:
 
 def _chooses(path: Path, key: str) -> bool:
     """Whether the defaults list of a yaml file has the group `key`."""
-    return any(isinstance(entry, DictConfig) and key in entry for entry in OmegaConf.load(path).get("defaults") or ())
+    defaults = OmegaConf.select(OmegaConf.load(path), "defaults") or ()
+    return any(isinstance(entry, DictConfig) and key in entry for entry in defaults)
 
 
 @contextmanager
@@ -230,7 +231,9 @@ def _check_option(override: Override, loader: ConfigLoader) -> None:
     value = override.value()
     typed = _typed(group)
     if isinstance(value, list) and group in nested_groups():
-        raise UserError(f"{typed} is a list, expected one option; give {typed}={value[0]}, or -m {typed}=A,B for a sweep")
+        raise UserError(
+            f"{typed} is a list, expected one option; give {typed}={value[0]}, or -m {typed}=A,B for a sweep"
+        )
     for choice in value if isinstance(value, list) else [value]:
         name = types.as_typed(choice)
         if choice is None and group == "experiment":

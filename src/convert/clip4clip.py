@@ -46,7 +46,7 @@ CLIP2VIDEO_NAMES = (
     ("weight_center", "head.assignment"),
     ("emb_center", "head.residual"),
 )
-_IN_EVERY_CLIP2VIDEO = "trans_layernorm.weight"
+_ONLY_CLIP2VIDEO = tuple({upstream for upstream, _ in CLIP2VIDEO_NAMES} - {upstream for upstream, _ in NAMES})
 
 
 def from_upstream(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -61,7 +61,8 @@ def from_upstream(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     cleaned = _clean(state)
     if not any(name.startswith("clip.") for name in cleaned) and "visual.class_embedding" in cleaned:
         cleaned = {f"clip.{name}": value for name, value in cleaned.items()}
-    table = (*CLIP2VIDEO_NAMES, *NAMES) if _IN_EVERY_CLIP2VIDEO in cleaned else NAMES
+    is_clip2video = any(name.startswith(_ONLY_CLIP2VIDEO) for name in cleaned)
+    table = (*CLIP2VIDEO_NAMES, *NAMES) if is_clip2video else NAMES
     converted: dict[str, Tensor] = {}
     foreign = []
     for name, value in cleaned.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from src.convert import clip4clip, collaborative_experts, dual_encoding, howto100m, internvideo
+from src.convert import clip4clip, collaborative_experts, dual_encoding, howto100m, internvideo, xpool
 from src.models.base import RetrievalModule
 
 State = Mapping[str, Tensor]
@@ -96,9 +96,16 @@ FAMILIES = (
         options_of=internvideo.options_of,
         left_out=internvideo.left_out,
     ),
+    Family(
+        "X-Pool",
+        is_ours=xpool.is_ours,
+        is_published=xpool.is_published,
+        from_upstream=xpool.from_upstream,
+        exports={"upstream": xpool.to_upstream},
+    ),
     # The last one takes whatever nobody else knows, and says which tensors it does not know either.
     Family(
-        "CLIP4Clip and CLIP2Video",
+        "CLIP4Clip, CLIP2Video, DRL and X-CLIP",
         is_ours=lambda state: any(name.startswith("tower.") for name in state),
         is_published=lambda state: True,
         from_upstream=clip4clip.from_upstream,

@@ -4,7 +4,8 @@
     v2t: s'(q, v) = s(q, v) · exp(c s(q, v)) / Σ_v' exp(c s(q, v'))
 
 All test queries of a direction are needed together, and each is assumed to have an item of its own: repeated or
-unanswerable queries break it. It is always transductive.
+unanswerable queries break it. It is always transductive. The weight only helps positive scores: of negative ones it
+lifts those that nobody prefers, to just below zero.
 
 Source: Cheng et al., "Improving Video-Text Retrieval by Multi-Stream Corpus Alignment and Dual Softmax Loss" (CAMoE,
 2021), eq. 5; InternVideo1/Downstream/Video-Text-Retrieval @ 3965eef `main_task_retrieval.py`, c = 1 on logits that
@@ -34,8 +35,8 @@ class DualSoftmax(Rescoring):
     Args:
         temperature: c; None = 100 for cosines, 1 for logits.
         v2t: "own" as above; "upstream": where a video has several captions, video to text ranks the scores made for
-            text to video, as InternVideo does. These are a monotone map within each column, so its ranks are the plain
-            ones.
+            text to video, as InternVideo does. Within a column these are a monotone map of positive scores, so a video
+            whose best own caption has a positive score keeps its plain rank.
     """
 
     temperature: float | None = None

@@ -201,9 +201,7 @@ class Clip2Video(ClipRetrievalModule):
         if not self.temporal_block:
             return
         if layers < 1:
-            raise UserError(
-                f"model.temporal_layers={layers}, expected at least 1; model.temporal_block=false has none"
-            )
+            raise UserError(f"model.temporal_layers={layers}, expected at least 1; model.temporal_block=false has none")
         self.position = host.position_table(self.frames.num_frames)
         self.temporal = host.temporal_transformer(layers)
         types = [self.difference.kind] if self.difference_block else []

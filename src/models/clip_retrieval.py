@@ -11,11 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.batch import FrameSampling, FrameSpec, InputSpec, TextBatch, TextEmbedding, Tokenizer, VideoBatch, VideoEmbedding
+from src.batch import (
+    FrameSampling,
+    FrameSpec,
+    InputSpec,
+    TextBatch,
+    TextEmbedding,
+    Tokenizer,
+    VideoBatch,
+    VideoEmbedding,
+)
 from src.errors import UserError
 from src.losses.dual_softmax import DualSoftmaxLoss
 from src.models.base import RetrievalModule
-from src.models.heads.base import Head, HeadFactory, HeadHost, TextTokens, TextTower, VideoTokens
+from src.models.heads.base import Head, HeadFactory, HeadHost, TextTokens, TextTower, VideoTokens, head_class
 from src.models.temporal import MaskLayout, TemporalTransformer
 
 LossName = Literal["infonce", "dsl"]
@@ -94,9 +103,9 @@ class ClipRetrievalModule(RetrievalModule):
         return HeadHost(self.tower, self.frames.num_frames, self.max_words, self.attention_heads, self.mask_layout)
 
     def add_head(self, head: HeadFactory) -> None:
-        """Make the head."""
+        """Make the head; a class that is none is a UserError."""
+        self.similarity_is_pairwise = head_class(head).pairwise
         self.head = head(self.host())
-        self.similarity_is_pairwise = self.head.pairwise
 
     @property
     def input_spec(self) -> InputSpec:
@@ -151,7 +160,7 @@ class ClipRetrievalModule(RetrievalModule):
         return full_precision(self.tower.encode_frames(frames_BTCHW, mask_BT)), mask_BT
 
     def depends_on_batch(self) -> str:
-        if any(isinstance(module, TemporalTransformer) and module.mask_layout == "upstream" for module in self.modules()):
+        if any(isinstance(part, TemporalTransformer) and part.mask_layout == "upstream" for part in self.modules()):
             return "model.mask_layout=upstream, whose attention sees the padding of other videos"
         return super().depends_on_batch()
 

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,14 @@ class Run:
         metrics: the content of metrics.json.
         config: dotted key -> value, without what does not define the method; empty when the run left no configuration.
         overrides: what was typed, key -> value, without what does not define the method; empty when nobody knows.
+        is_rescored: these are the re-scored numbers of the run; its ranks.csv holds the plain ranks.
     """
 
     folder: Path
     metrics: Mapping[str, Any]
     config: Mapping[str, str]
     overrides: Mapping[str, str] = field(default_factory=dict)
+    is_rescored: bool = False
 
     @property
     def seed(self) -> object:
@@ -70,16 +72,14 @@ class Run:
         found = self.metrics.get("rescored")
         if found is None:
             return None
-        words = ", ".join(f"{key} {value}" for key, value in found["settings"].items() if key not in OF_THE_RUN)
+        settings = [(key, value) for key, value in found["settings"].items() if key not in OF_THE_RUN]
+        words = ", ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in settings
+        )
         protocol = {**self.metrics["protocol"], "rescoring": f"{found['label']}: {words}"}
         numbers = {key: found[key] for key in ("t2v", "v2t", "SumR") if key in found}
         kept = {key: self.metrics[key] for key in ("parameters",) if key in self.metrics}
-        return Run(self.folder, {"protocol": protocol, **numbers, **kept}, self.config, self.overrides)
-
-    @property
-    def is_rescored(self) -> bool:
-        """Whether these are re-scored numbers; ranks.csv holds the plain ranks."""
-        return "excluded" not in self.metrics
+        return replace(self, metrics={"protocol": protocol, **numbers, **kept}, is_rescored=True)
 
     @property
     def by_topics(self) -> bool:
@@ -144,10 +144,10 @@ def compare_runs(run_dirs: Sequence[Path]) -> ComparisonTable:
 
 def _once(runs: Sequence[Run]) -> list[Run]:
     """Runs that differ in their re-scoring only have the same plain numbers: the first of them counts."""
-    seen: set[str] = set()
+    keys = [json.dumps([run.method, run.protocol, run.seed, run.scores], sort_keys=True, default=str) for run in runs]
+    seen = {key for key, run in zip(keys, runs, strict=True) if "rescored" not in run.metrics}
     kept = []
-    for run in runs:
-        key = json.dumps([run.method, run.protocol, run.seed, run.scores], sort_keys=True, default=str)
+    for key, run in zip(keys, runs, strict=True):
         if "rescored" not in run.metrics or key not in seen:
             kept.append(run)
         seen.add(key)

@@ -27,7 +27,8 @@ from src.data.whole_file import write_whole
 from src.errors import UserError
 from src.models.base import RetrievalModule
 from src.models.clip_retrieval import ClipRetrievalModule
-from src.models.clip_tower import clip_state
+from src.models.clip_tower import ClipTower, clip_state
+from src.models.evl_tower import EvlTower
 from src.models.evl_weights import knows_video
 from src.models.vocabulary import read_vocabulary
 from src.models.weights import check_fit, metadata_of, read_weights
@@ -139,7 +140,7 @@ def _is_bare_clip(state: Mapping[str, Tensor]) -> bool:
 
 
 def _convert_clip(model: RetrievalModule, state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
-    if not isinstance(model, ClipRetrievalModule):
+    if not (isinstance(model, ClipRetrievalModule) and isinstance(model.tower, ClipTower | EvlTower)):
         raise UserError(f"{source} is a CLIP, the chosen model has no CLIP tower; choose model=clip4clip")
     tensors = clip_state(state)
     model.tower.check_file(tensors, str(source))

@@ -54,7 +54,7 @@ def check_part(cfg: DictConfig, part: SplitPart) -> None:
 
 
 def write(cfg: DictConfig, part: SplitPart, result: RetrievalResult, rescored: Rescored | None = None) -> None:
-    """Write `pentathlon/` of the run folder where `task.pentathlon` asks for it: the re-scored order if there is one."""
+    """Write `pentathlon/` of the run folder if `task.pentathlon` asks for it: re-scored ranks where there are some."""
     phase = cfg.task.get("pentathlon")
     if not phase:
         return

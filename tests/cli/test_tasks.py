@@ -168,10 +168,10 @@ def test_convert_reads_an_upstream_checkpoint_and_writes_it_back(cli: Cli, tmp_p
     state = Clip4Clip(head=partial(SeqTransfHead, temporal_layers=1), **options).state_dict()  # type: ignore[arg-type]
     source = tmp_path / "pytorch_model.bin"
     torch.save({f"module.{name}": value for name, value in to_upstream(state).items()}, source)
-    words = [f"model.{key}={value}" for key, value in options.items()]
+    words = ["model.head=seqTransf", "model.head.temporal_layers=1", *(f"model.{k}={v}" for k, v in options.items())]
     outcome = cli(
         *("-m", "task=convert", "task.format=ours,upstream", f"task.source={source}"),
-        *("model=clip4clip", "model.head=seqTransf", "model.head.temporal_layers=1", *words, f"hydra.sweep.dir={tmp_path}/sweep"),
+        *("model=clip4clip", *words, f"hydra.sweep.dir={tmp_path}/sweep"),
         tiny=False,
     )
     outcome.succeeded()

@@ -20,9 +20,10 @@ from src.config.validate import CONF
 from src.errors import UserError
 
 FILES = sorted(CONF.rglob("*.yaml"))
-OPTIONS = [(path.parent.name, path.stem) for path in FILES if path.parent != CONF]
+OPTIONS = [(path.parent.relative_to(CONF).as_posix(), path.stem) for path in FILES if path.parent != CONF]
 DATASETS = [name for group, name in OPTIONS if group == "dataset"]
 MODELS = [name for group, name in OPTIONS if group == "model"]
+HEADS = [name for group, name in OPTIONS if group == "model/head"]
 
 # What a task or a data set insists on, so that everything else about it can be checked.
 NEEDED = {
@@ -37,7 +38,7 @@ NEEDED = {
 
 
 def configuration(*words: str) -> dict[str, Any]:
-    (values,) = compose.preflight(compose.parse(list(words)))
+    (values,) = compose.preflight(compose.parse(compose.nested_groups_named(list(words))))
     return values
 
 
@@ -76,7 +77,7 @@ def test_option_composes_and_fits_its_signature(group: str, option: str, tmp_pat
     words += ["task=extract"] if group == "extractor" and option != "none" else []
     values = configuration(f"{group}={option}", "selection=last", *words)
     if group not in ("hydra", "experiment", "recipe"):
-        assert group in values
+        assert group.split("/")[0] in values
 
 
 @pytest.mark.parametrize(("model", "dataset"), [*product(MODELS, DATASETS)], ids=lambda value: value)
@@ -89,6 +90,21 @@ def test_model_and_dataset_fit_or_say_why_not(model: str, dataset: str) -> None:
     else:
         with pytest.raises(UserError, match=rf"model={model} needs .* but dataset={dataset} provides .*; choose "):
             configuration(*words)
+
+
+@pytest.mark.parametrize(("model", "head"), [*product(MODELS, HEADS)], ids=lambda value: value)
+def test_every_model_takes_every_head_or_has_none(model: str, head: str) -> None:
+    """CLIP models declare a head among their defaults; the others say that they have none."""
+    own = OmegaConf.load(CONF / "model" / f"{model}.yaml")
+    words = [f"model={model}", f"model.head={head}", "task=check_data"]
+    if "defaults" not in own or "head" not in own.defaults[0]:
+        with pytest.raises(UserError, match=f"model={model} has no head, found model.head={head}; .*clip2video.clip4"):
+            configuration(*words)
+        return
+    chosen = configuration(*words)["model"]["head"]
+    file = OmegaConf.load(CONF / "model" / "head" / f"{head}.yaml")
+    assert chosen["_target_"].startswith("src.models.heads.")
+    assert {key: chosen[key] for key in file if key != "defaults"} == {k: v for k, v in file.items() if k != "defaults"}
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

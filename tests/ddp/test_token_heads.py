@@ -33,7 +33,7 @@ HEADS: dict[str, HeadFactory] = {
     "xpool": partial(XPoolHead, dropout=0.0),
     "xclip": XClipHead,
 }
-CASES = {**{name: "infonce" for name in HEADS}, "wti/dsl": "dsl"}
+CASES = {**dict.fromkeys(HEADS, "infonce"), "wti/dsl": "dsl"}
 
 
 class Training(nn.Module):

@@ -31,8 +31,13 @@ def lines(folder: Path, name: str, *rows: str) -> Path:
 
 def config(tmp_path: Path, **keys: object) -> object:
     """Keys of the task, such as `labels`, may stand among those of the run."""
-    base = {"similarity": None, "captions": None, "videos": None, "ties": "optimistic"}
+    keys.setdefault("compatibility", "none")
+    base = {"compatibility": "none", "similarity": None, "captions": None, "videos": None, "ties": "optimistic"}
     paths = {"run_dir": str(tmp_path / "run")}
+    method = keys.pop("rescoring", None)
+    if method is not None:
+        keys["rescoring"] = yaml.safe_load((TASK.parents[1] / "rescoring" / f"{method}.yaml").read_text())
+        keys["rescoring"] |= {key: keys.pop(key) for key in list(keys) if key in keys["rescoring"]}
     task = yaml.safe_load(TASK.read_text()) | {key: keys.pop(key) for key in list(keys) if key not in base}
     return OmegaConf.create({**base, "optimized_metric": "val/t2v/R1", "paths": paths, "task": task, **keys})
 
@@ -181,20 +186,102 @@ def test_a_query_bank_rescores_text_to_video(tmp_path: Path, capsys: pytest.Capt
     """Video 0 is the best of every query, until the bank tells that it is of all others too."""
     matrix = 0.5 * np.eye(6, dtype=np.float32)
     matrix[:, 0] = 0.6
-    bank = saved(tmp_path, np.concatenate([matrix[1:], matrix]), "bank.npy")
-    run(config(tmp_path, similarity=str(saved(tmp_path, matrix)), querybank=str(bank)))
+    keys = {"similarity": str(saved(tmp_path, matrix)), "rescoring": "qb_norm"}
+    bank = str(saved(tmp_path, np.concatenate([matrix[1:], matrix]), "bank.npy"))
+    assert run(config(tmp_path, **keys, querybank=bank, optimized_metric="test/t2v/R1")) == pytest.approx(100 / 6)
     found = result_of(tmp_path)
-    assert found["t2v"]["R1"] == 100.0
-    assert found["qb_norm"]["raw_t2v"]["R1"] == pytest.approx(100 / 6)
-    assert found["qb_norm"]["bank_queries"] == 11
-    words = "QB-Norm t2v only (beta 20, k 1, bank 11 queries of bank.npy)"
-    assert found["protocol"]["rescoring"] == words
-    assert f"rescoring {words}" in capsys.readouterr().out
-    run(config(tmp_path, similarity=str(saved(tmp_path, matrix))))
-    assert result_of(tmp_path)["v2t"] == found["v2t"]
-    bank = saved(tmp_path, np.ones((4, 5)), "bank.npy")
-    with pytest.raises(UserError, match=r"task\.querybank: found 5 columns in .*expected 6"):
-        run(config(tmp_path, similarity=str(saved(tmp_path, matrix)), querybank=str(bank)))
+    assert found["t2v"]["R1"] == pytest.approx(100 / 6), "plain numbers stay"
+    assert found["protocol"]["rescoring"] == "none"
+    rescored = found["rescored"]
+    assert rescored["t2v"]["R1"] == 100.0
+    assert (rescored["name"], rescored["transductive"], rescored["v2t"]) == ("qb_norm", False, None)
+    assert rescored["settings"]["bank_queries"] == 11
+    printed = capsys.readouterr().out
+    words = "QB-Norm t2v only: beta 20, k 1, bank queries of bank.npy, bank queries 11"
+    assert f"rescoring {words}" in printed
+    assert printed.index("rescoring none") < printed.index("\nQB-Norm t2v only ") < printed.index("report:")
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "<h3>QB-Norm t2v only</h3>" in page
+    assert words in page
+    run(config(tmp_path, similarity=keys["similarity"]))
+    plain = result_of(tmp_path)
+    assert "rescored" not in plain
+    assert (plain["t2v"], plain["v2t"]) == (found["t2v"], found["v2t"])
+    # Video to text with other videos, here the same ones: what their own queries as the bank give.
+    shown = str(saved(tmp_path, matrix, "videos.npy"))
+    same = str(saved(tmp_path, matrix, "same.npy"))
+    run(config(tmp_path, **keys, querybank=same, videobank=shown))
+    both = result_of(tmp_path)["rescored"]
+    run(config(tmp_path, **keys))
+    own = result_of(tmp_path)["rescored"]
+    assert (own["transductive"], own["settings"]["bank"], own["label"]) == (True, "test", "QB-Norm (transductive)")
+    assert (both["t2v"], both["v2t"]) == (own["t2v"], own["v2t"])
+
+
+@pytest.mark.parametrize(
+    ("method", "keys", "message"),
+    [
+        ("qb_norm", {"querybank": (4, 5)}, r"task\.querybank: found 5 columns in .*expected 6, the videos"),
+        ("qb_norm", {"querybank": (4, 6), "videobank": (5, 6)}, r"task\.videobank: found 5 rows in .*the captions"),
+        ("qb_norm", {"videobank": (6, 6)}, r"give task\.querybank=FILE\.npy, too"),
+        ("qb_norm", {"bank": "train"}, r"rescoring\.bank=train: a matrix has no other part"),
+        ("sinkhorn", {"bank": "test", "querybank": (4, 6)}, r"found rescoring\.bank=test and task\.querybank"),
+        ("inverted_softmax", {"video_bank": True, "querybank": (4, 6)}, r"give task\.videobank=FILE\.npy"),
+        ("dsl", {"querybank": (4, 6)}, "but rescoring=dsl uses none"),
+        (None, {"querybank": (4, 6)}, "but rescoring=none uses none"),
+        ("qb_norm", {"k": 7}, r"rescoring\.k: found 7, expected 1 to 6"),
+        ("dsl", {"temperature": -1.0}, r"rescoring\.temperature: found -1\.0"),
+        ("dsl", {"predictions": "x.csv"}, r"task\.predictions has no captions to re-score"),
+    ],
+)
+def test_rescoring_that_cannot_be(tmp_path: Path, method: str, keys: dict[str, Any], message: str) -> None:
+    files = {
+        key: str(saved(tmp_path, np.ones(value), f"{key}.npy")) if isinstance(value, tuple) else value
+        for key, value in keys.items()
+    }
+    matrix = str(saved(tmp_path, np.eye(6)))
+    with pytest.raises(UserError, match=message):
+        run(config(tmp_path, similarity=matrix, rescoring=method, **files))
+
+
+@pytest.mark.parametrize("method", ["dsl", "sinkhorn", "inverted_softmax"])
+def test_each_method_has_rows_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
+    rng = np.random.default_rng(0)
+    matrix = (0.2 * rng.standard_normal((30, 15)) + 0.2 * rng.standard_normal(15)).astype(np.float32)
+    matrix[np.arange(30), np.arange(30) // 2] += 0.3
+    videos = lines(tmp_path, "v.txt", *map(str, range(15)))
+    lists = {"captions": str(lines(tmp_path, "c.txt", *(str(n // 2) for n in range(30)))), "videos": str(videos)}
+    found = {}
+    for name in (method, None):
+        run(config(tmp_path, similarity=str(saved(tmp_path, matrix)), rescoring=name, **lists))
+        found[name] = result_of(tmp_path)
+    rescored = found[method].pop("rescored")
+    assert {**found[method], "timing": 0} == {**found[None], "timing": 0}
+    assert rescored["transductive"]
+    assert rescored["SumR"] > found[None]["SumR"], "some videos are near to everything"
+    printed = capsys.readouterr().out
+    assert f"\n{rescored['label']} " in printed
+    assert "transductive: a rank depends on the other test queries" in printed
+    rows = [line for line in printed.split("\n") if line.startswith("text to video")]
+    assert len(rows) == 3
+    assert rows[0] == rows[2] != rows[1], "plain, re-scored, plain of the second run"
+
+
+def test_the_published_rules_are_printed_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {"compatibility": "clip4clip", "rescoring": "dsl"}
+    constant = saved(tmp_path, np.full((6, 6), 0.5, dtype=np.float32))
+    run(config(tmp_path, similarity=str(constant), **keys))
+    found = result_of(tmp_path)["clip4clip"]
+    # Each of 6 queries counts once at each of 6 tied ranks.
+    assert found["plain"]["t2v"] == {"R1": 100 / 6, "R5": 500 / 6, "R10": 100, "MedianR": 3.5, "MeanR": 3.5}
+    assert set(found) == {"plain", "DSL (transductive)"}
+    assert "CLIP4Clip's evaluation" in capsys.readouterr().out
+    names = [str(n // 3) for n in range(9)]
+    videos, captions = lines(tmp_path, "v.txt", *"0123"), lines(tmp_path, "c.txt", *names)
+    lists = {"captions": str(captions), "videos": str(videos)}
+    matrix = saved(tmp_path, np.random.default_rng(0).random((9, 4)))
+    with pytest.raises(UserError, match=r"compatibility=clip4clip: found 1 videos without a caption"):
+        run(config(tmp_path, similarity=str(matrix), **keys, **lists))
 
 
 def test_rows_may_be_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from src.metrics.classification import classify
-from src.metrics.qb_norm import QueryBank, corrected_tile, evaluate_matrix_with_bank
+from src.metrics.qb_norm import QbNorm, QueryBank
+from src.metrics.rescoring import Banks, rescore
 from src.metrics.retrieval import MatrixScore, RetrievalResult, evaluate_matrix
+from src.metrics.score_blocks import Scores
 from src.reports.compare import compare_runs, mean_std
 from src.reports.pentathlon import ranking_lines, valid_queries
 from src.reports.table import METRIC_TITLES
@@ -59,17 +61,19 @@ def check_qb_norm(case: Case) -> None:
     scores, beta, k = case.tensors["in/test_test"], case.meta["hyper"]["beta"], case.meta["hyper"]["k"]
     videos = scores.shape[1]
     bank = QueryBank.of(case.tensors["in/train_test"].split(7), videos, beta, k)
-    assert torch.equal(torch.nonzero(bank.hubs_V)[:, 0], case.tensors["out/retrieved_videos"])
+    assert torch.equal(torch.nonzero(bank.hubs_G)[:, 0], case.tensors["out/retrieved_videos"])
     owner = torch.arange(len(scores)) // (len(scores) // videos)
-    found = evaluate_matrix_with_bank(MatrixScore(scores), owner, videos, bank, ties="average", block=5, topk=videos)
-    same_metrics(found.raw.t2v, case.group("out/before"), "before")
+    plain = evaluate_matrix(MatrixScore(scores), owner, videos, ties="average", block=5, topk=videos)
+    banks = Banks("train", case.tensors["in/train_test"].split(7))
+    found = rescore(QbNorm(beta, k), Scores(MatrixScore(scores), owner, videos), plain, banks, block=5)
+    same_metrics(plain.t2v, case.group("out/before"), "before")
     same_metrics(found.result.t2v, case.group("out/after"), "after")
-    assert found.result.v2t == found.raw.v2t
+    assert found.result.v2t == plain.v2t
     expected = case.tensors["out/normalised"]
     assert torch.equal(found.result.t2v_topk[0], expected.argsort(1, descending=True)), "another order of the videos"
-    changed_Q = bank.hubs_V[found.raw.t2v_topk[0][:, 0]]
-    assert int(changed_Q.sum()) == found.changed
-    tile = corrected_tile(scores, changed_Q, bank.log_sum_V / beta).double()
+    changed_Q = bank.hubs_G[plain.t2v_topk[0][:, 0]]
+    assert int(changed_Q.sum()) == found.settings["changed_captions"]
+    tile = found.new.t2v(scores.double(), slice(0, len(scores)), slice(0, videos))
     assert_close((beta * tile).exp().where(changed_Q[:, None], tile).float(), expected, name="normalised")
 
 
