@@ -86,11 +86,11 @@ def task_keys_named(words: list[str]) -> list[str]:
 def nested_groups_named(words: list[str]) -> list[str]:
     """The words with `model.head=wti` written as `model/head=wti`, as Hydra wants the choice of a file in a sub-folder.
 
-    Tables are left alone: they set keys.
+    Tables are left alone: they set keys. `pretrained=…` is short for `model.pretrained=…`.
     """
     groups = {group.replace("/", "."): group for group in nested_groups()}
     named = []
-    for word in words:
+    for word in (f"model.{word}" if word.startswith("pretrained=") else word for word in words):
         key, equals, value = word.partition("=")
         is_choice = equals and key in groups and not value.startswith("{")
         named.append(f"{groups[key]}={value}" if is_choice else word)
@@ -202,8 +202,10 @@ def _parse_word(word: str, loader: ConfigLoader) -> Override:
 def _check_word(override: Override, loader: ConfigLoader) -> None:
     """What can be said of one word before anything is composed."""
     key = override.key_or_group
-    if key.split(".")[-1] == "_target_":
-        raise UserError(f"{key} cannot be set in the command line; add a yaml file to conf/{key.split('.')[0]}")
+    value = override.value()
+    if key.split(".")[-1] == "_target_" or (isinstance(value, dict) and "_target_" in value):
+        named = key if key.split(".")[-1] == "_target_" else f"{key}._target_"
+        raise UserError(f"{named} cannot be set in the command line; add a yaml file to conf/{key.split('.')[0]}")
     if override.is_delete() and key in GROUPS:  # other groups may follow its choice
         raise UserError(f"the group '{key}' was removed, expected one option of it; give {key}=…")
     top = key.split(".")[0].split("/")[0]

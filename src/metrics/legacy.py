@@ -91,16 +91,21 @@ def published_rules(scores: np.ndarray, video_of_caption: np.ndarray) -> tuple[M
         UserError: a video has no caption, for which the published code has no rule.
     """
     counts = np.bincount(video_of_caption, minlength=scores.shape[1])
-    if not counts.all():
-        raise UserError(
-            f"compatibility=clip4clip: found {np.count_nonzero(counts == 0)} videos without a caption, expected at "
-            "least one of each video, for the published code knows no distractors; drop compatibility"
-        )
+    check_captions(counts)
     order = np.argsort(video_of_caption, kind="stable")
     ordered = scores[order] if (order != np.arange(len(order))).any() else scores
     if (counts == 1).all():
         return single_sentence(ordered), single_sentence(ordered.T)
     return multi_sentence(ordered, counts)
+
+
+def check_captions(counts: np.ndarray) -> None:
+    """Raise a UserError where a video has none of these numbers of captions."""
+    if not counts.all():
+        raise UserError(
+            f"compatibility=clip4clip: found {np.count_nonzero(counts == 0)} videos without a caption, expected at "
+            "least one of each video, for the published code knows no distractors; drop compatibility"
+        )
 
 
 def group_scores(scores: np.ndarray, captions_per_video: np.ndarray) -> np.ndarray:

@@ -36,15 +36,14 @@ class LogSums:
         """
         if not len(scores_NG):
             return
+        scores_NG = scores_NG.detach().to("cpu", torch.float64)
         most_G = scores_NG.amax(0)
         if not most_G.isfinite().all():  # NaN is the largest
             raise UserError(
                 "re-scoring: found NaN or infinite scores, expected finite ones; "
                 "look for a diverged checkpoint (NaN weights) or empty features"
             )
-        # Subtracting first keeps the exponent exact to the scores' own rounding, whatever the factor is.
-        sum_G = scores_NG.sub(most_G).mul_(factor).exp_().sum(0, dtype=torch.float64)
-        self._include(factor * most_G.double().cpu(), sum_G.cpu())
+        self._include(factor * most_G, scores_NG.sub(most_G).mul_(factor).exp_().sum(0))
         self.count += len(scores_NG)
 
     def merge(self, other: LogSums) -> None:

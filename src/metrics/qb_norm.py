@@ -59,7 +59,7 @@ class QueryBank:
         Raises:
             UserError: a score is NaN, or all of an item are infinite.
         """
-        scores_NG = scores_NG.detach() if scores_NG.dtype == torch.float64 else scores_NG.detach().float()
+        scores_NG = scores_NG.detach().to("cpu", torch.float64)
         if not len(scores_NG):
             return
         self.sums.add(scores_NG, self.beta)

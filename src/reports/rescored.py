@@ -13,6 +13,7 @@ from src.reports.protocol import full_protocol, protocol_line
 from src.reports.table import DIRECTIONS, METRIC_TITLES, METRICS, Table, number
 
 PUBLISHED = ("R1", "R5", "R10", "MedianR", "MeanR")
+PLAIN = "plain"
 PUBLISHED_TITLES = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "MedianR": "MdR", "MeanR": "MnR"}
 
 
@@ -34,8 +35,8 @@ class Further:
         found = []
         if self.rescored is not None:
             found.append(rescored_table(self.rescored, known))
-        if self.published is not None:
-            found.append(_published_table(self.published, known))
+        for label, sides in (self.published or {}).items():
+            found.append(_published_table(label, sides, known))
         return tuple(found)
 
     def details(self) -> dict[str, object]:
@@ -73,7 +74,7 @@ def by_published_rules(scores: Scores, rescored: Rescored | None) -> dict[str, d
     """
     owner = scores.video_of_caption[scores.rows_Q].numpy()
     to_video, to_text = published_rules(scores.dense(), owner)
-    found = {"plain": {"t2v": _kept(to_video), "v2t": _kept(to_text)}}
+    found = {PLAIN: {"t2v": _kept(to_video), "v2t": _kept(to_text)}}
     if rescored is not None:
         changes = {"t2v": rescored.new.t2v, "v2t": rescored.new.v2t}
         found[rescored.label] = {
@@ -88,14 +89,9 @@ def _kept(metrics: Metrics) -> dict[str, float]:
     return {key: float(metrics[key]) for key in PUBLISHED}  # type: ignore[arg-type]
 
 
-def _published_table(
-    published: Mapping[str, Mapping[str, Mapping[str, float]]], protocol: Mapping[str, object]
-) -> Table:
-    rows = tuple(
-        (f"{DIRECTIONS[side]}, {label}", *(number(metrics[key]) for key in PUBLISHED))
-        for label, sides in published.items()
-        for side, metrics in sides.items()
-    )
+def _published_table(label: str, sides: Mapping[str, Mapping[str, float]], protocol: Mapping[str, object]) -> Table:
+    rows = tuple((DIRECTIONS[side], *(number(metrics[key]) for key in PUBLISHED)) for side, metrics in sides.items())
+    rescoring = "none" if label == PLAIN else label
     rules = "ties clip4clip: a tied query counts once for each item it ties with; groups of captions, lower median"
-    title = protocol_line({**protocol, "rescoring": None, "ties": None, "v2t": None})
-    return Table(f"{title} | {rules}", ("CLIP4Clip's evaluation", *PUBLISHED_TITLES.values()), rows)
+    title = protocol_line({**protocol, "rescoring": rescoring, "ties": None, "v2t": None})
+    return Table(f"{title} | {rules}", (f"CLIP4Clip's evaluation, {label}", *PUBLISHED_TITLES.values()), rows)

@@ -94,5 +94,12 @@ def load_weights(model: RetrievalModule, path: Path) -> None:
             finds that the weights belong to other words.
     """
     content = read_checkpoint(path)
+    found = content["state_dict"]
+    if not found.keys() & model.state_dict().keys():
+        raise UserError(
+            f"{path} holds none of the tensors of this model (found {', '.join(sorted(found)[:3])}, …), expected a "
+            "checkpoint of it; choose the model that it is of, or convert a published file with: "
+            f"python -m src.run task=convert task.source={path}"
+        )
     model.on_load_checkpoint(content)
     load_strictly(model, content["state_dict"], str(path))

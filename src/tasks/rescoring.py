@@ -7,10 +7,12 @@ batch only what the method needs is kept.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
@@ -21,6 +23,7 @@ from src.batch import TextBatch, TextEmbedding, VideoBatch, VideoEmbedding
 from src.data.datamodule import RetrievalDataModule
 from src.errors import UserError
 from src.metrics.kept import Recorder
+from src.metrics.legacy import check_captions
 from src.metrics.rescoring import Banks, Rescoring, rescore
 from src.metrics.result import RetrievalResult
 from src.metrics.retrieval import MatrixScore, evaluate
@@ -31,6 +34,8 @@ from src.tasks import topic_search
 from src.tasks.build import build_rescoring
 from src.tasks.loaders import Loaders
 from src.tasks.outcome import ResultWriter
+
+log = logging.getLogger(__name__)
 
 
 def is_asked(cfg: DictConfig) -> bool:
@@ -50,9 +55,12 @@ def check(cfg: DictConfig, datamodule: RetrievalDataModule) -> None:
     if datamodule.annotation.topics:
         key = f"rescoring={method.name}" if method is not None else f"compatibility={cfg.compatibility}"
         raise UserError(f"{key} is for captions, found a data set that is searched by topics; drop it")
+    part = datamodule.part("test")
     if method is not None:
-        method.check(len(datamodule.part("test").videos))
+        method.check(len(part.videos))
         datamodule.part(bank_of(method))
+    if cfg.get("compatibility", "none") != "none":
+        check_captions(np.array(part.captions_per_video()))
 
 
 def bank_of(method: Rescoring) -> str:
@@ -77,8 +85,13 @@ def further_results(cfg: DictConfig, scores: Scores, plain: RetrievalResult, ban
     """What `rescoring` and `compatibility` ask for, from the scores of a plain result."""
     method = build_rescoring(cfg)
     rescored = rescore(method, scores, plain, banks) if method is not None else None
-    asked = cfg.get("compatibility", "none") == "clip4clip"
-    return Further(rescored, by_published_rules(scores, rescored) if asked else None)
+    if cfg.get("compatibility", "none") == "none":
+        return Further(rescored)
+    try:
+        return Further(rescored, by_published_rules(scores, rescored))
+    except UserError as error:  # captions without a feature, of all captions of a video: no reason to lose the result
+        log.warning("%s", error)
+        return Further(rescored)
 
 
 class RescoredTest(LightningModule):

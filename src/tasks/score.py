@@ -30,6 +30,7 @@ from omegaconf import DictConfig
 from src.data.caption_files import read_judgements
 from src.errors import UserError
 from src.metrics.infap import evaluate_run
+from src.metrics.legacy import check_captions
 from src.metrics.retrieval import MatrixScore, evaluate_matrix
 from src.metrics.score_blocks import Scores
 from src.reports.report import ReportFacts, VideoFacts, write_report
@@ -89,6 +90,8 @@ def score_matrix(cfg: DictConfig, name: str, matrix: np.ndarray) -> float | None
     owner, videos = torch.tensor(labels.column_of_row), len(labels.videos)
     kept = None if mask is None else torch.from_numpy(mask.ravel())
     scores = Scores(MatrixScore(matrix), owner, videos, kept)
+    if cfg.compatibility != "none":
+        check_captions(np.bincount(owner[scores.rows_Q].numpy(), minlength=videos))
     banks = read_banks(cfg, matrix.shape, scores.rows_Q)
     result = evaluate_matrix(matrix, owner, videos, mask=kept, ties=cfg.ties)
     further = further_results(cfg, scores, result, banks)
@@ -105,7 +108,11 @@ def score_matrix(cfg: DictConfig, name: str, matrix: np.ndarray) -> float | None
     print_table(result, facts.protocol, further=facts.tables)
     sys.stdout.write(f"report: {page}\n")
     metric = cfg.optimized_metric
-    return result.scalars(metric.split("/")[0]).get(metric) if metric else None
+    if not metric:
+        return None
+    stage = metric.split("/")[0]
+    more = further.rescored.scalars(stage) if further.rescored is not None else {}
+    return {**result.scalars(stage), **more}.get(metric)
 
 
 def score_run(run_file: Path, qrels: Path | None, run_dir: Path) -> float:

@@ -6,7 +6,9 @@ OpenGVLab/InternVideo@3965eef, InternVideo1/Downstream/Video-Text-Retrieval.
 
 from __future__ import annotations
 
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,6 +22,7 @@ from src.optim.schedules import warmup_cosine
 from src.reports.published import all_rows
 from src.tasks import build
 
+DOC = CONF.parent / "docs" / "internvideo.md"
 L14, B16, B32 = "ViT-L-14-quickgelu", "ViT-B-16-quickgelu", "ViT-B-32-quickgelu"
 SETS = ("msrvtt", "msvd", "lsmdc", "activitynet", "didemo", "vatex")
 BY_SECONDS = ("msvd", "activitynet")  # their loaders read with OpenCV, the others with decord
@@ -243,3 +246,43 @@ def test_the_published_rows_stand_in_the_file(dataset: str, setting: str) -> Non
         if row.source.startswith("authors"):  # those of the tables, also where two of them disagree
             for side in (row.t2v, row.v2t):
                 assert "/".join(f"{side[key]:.1f}" for key in ("R1", "R5", "R10")) in text
+
+
+def test_the_documented_commands_compose(tmp_path: Path) -> None:
+    file = tmp_path / "FILE"
+    file.touch()
+    lines = [
+        line for line in DOC.read_text().splitlines() if re.match(r"\| .*experiment=internvideo_\w+_zero_shot", line)
+    ]
+    commands = [words.replace("FILE", str(file)).split() for line in lines for words in re.findall("`([^`]+)`", line)]
+    assert len(commands) == 4 * len(SETS)
+    named = {word for words in commands for word in words if word.startswith("experiment=")}
+    files = {
+        path.stem for model in ("internvideo", "clip4clip") for path in (CONF / "experiment").glob(f"{model}_*.yaml")
+    }
+    assert named == {f"experiment={name}" for name in files - {"clip4clip_msrvtt_1ka"}}
+    for words in commands:
+        task = "evaluate" if "task=evaluate" in words or "zero_shot" in words[0] else "fit"
+        assert recipe(*words)["task"]["name"] == task
+
+
+def test_the_documented_flags_are_the_resolved_ones() -> None:
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in DOC.read_text().splitlines()]
+    rows = [row for row in cells if row[0] in SETS]
+    training = [row for row in rows if "by " in row[-2]]
+    assert {row[0]: (int(row[1]), int(row[2]), int(row[3]), row[4].split()[0], row[5]) for row in training} == {
+        name: (*flags[:3], f"{flags.coef_lr:.1e}".replace(".0", "").replace("e-0", "e-"), reading)
+        for name, flags in TRAIN.items()
+        for reading in ["by seconds" if name in BY_SECONDS else "by frames"]
+    }
+    without = {row[0]: (int(row[1]), int(row[2]), row[3]) for row in rows if len(row) == 4 and row[1].isdigit()}
+    assert without == {
+        name: (frames, batch, "not merged" if weight is None else str(weight))
+        for name, (frames, batch, weight) in ZERO_SHOT.items()
+    }
+
+
+def test_pretrained_is_short_for_that_of_the_model() -> None:
+    words = ["task=evaluate", "model=clip4clip", "pretrained=openai", "model.head=meanP"]
+    named = compose.nested_groups_named(words)
+    assert named == ["task=evaluate", "model=clip4clip", "model.pretrained=openai", "model/head=meanP"]

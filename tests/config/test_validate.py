@@ -12,6 +12,15 @@ from src.errors import UserError
 MISTAKES = {
     "modle=clip4clip": "unknown key 'modle' in the command line; did you mean 'model'?",
     "model=clip2vidoe": "unknown option 'clip2vidoe' of the group 'model'; did you mean 'model=clip2video'?",
+    "model.head=wtii": "unknown option 'wtii' of the group 'model.head'; did you mean 'model.head=wti'?",
+    "model.head=[wti,ti]": "model.head is a list, expected one option; give model.head=wti, or -m model.head=A,B",
+    "model.head=wti,ti": "model.head=wti,ti lists several values, expected one in a single run; add -m",
+    "model.head={_target_:x}": "model.head._target_ cannot be set in the command line",
+    "model.head=wti model.head.num_centers=7": "unknown key 'model.head.num_centers' in the command line",
+    "model.head.num_centers=few": "model.head.num_centers is the text 'few', expected a whole number",
+    "+model.head.host=1": "unknown key 'model.head.host'; known: global_weight, num_centers",
+    "model.header=meanP": "unknown key 'model.header' in the command line; did you mean 'model.head'?",
+    "task=check_data model=ce model.head=wti": "model=ce has no head, found model.head=wti; leave it out, or choose model=",
     "experiment=nope": "unknown option 'nope' of the group 'experiment'",
     "modle/x=1": "unknown key 'modle/x' in the command line; did you mean 'model'?",
     "text=opnai": "unknown option 'opnai' of the group 'text'; did you mean 'text=openai'?",
@@ -71,7 +80,7 @@ MISTAKES = {
 @pytest.mark.parametrize("words", MISTAKES)
 def test_mistake(words: str) -> None:
     with pytest.raises(UserError) as caught:
-        compose.preflight(compose.parse(words.split(" ")))
+        compose.preflight(compose.parse(compose.nested_groups_named(words.split(" "))))
     assert MISTAKES[words] in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -94,13 +103,16 @@ GOOD = [
     f"task=score task.predictions={Path(__file__).name}",  # of this folder, which the test enters
     "dataset=msrvtt split.val_holdout=500",
     "dataset=msrvtt selection=test",
+    "model.head=wti model.head.arch=1",
+    "~model.head",
+    "experiment=clip4clip_msrvtt_1ka model.head=seqTransf",
 ]
 
 
 @pytest.mark.parametrize("words", GOOD)
 def test_no_mistake(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parent)
-    assert len(compose.preflight(compose.parse(words.split(" ")))) == 1
+    assert len(compose.preflight(compose.parse(compose.nested_groups_named(words.split(" "))))) == 1
 
 
 @pytest.mark.parametrize(
@@ -108,6 +120,8 @@ def test_no_mistake(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("-m seed=0,1 model=clip4clip,clip2video", 4),
         ("-m seed=range(3)", 3),
+        ("-m model=clip4clip,clip2video model.head=meanP,wti,xpool", 6),
+        ("-m model.head=glob(seq*)", 2),
         ("-m model=glob(clip*)", 2),
         ("-m optimizer.lr=interval(0.1,1)", 1),
         ("-m seed=range(66)", 66),
@@ -115,7 +129,7 @@ def test_no_mistake(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_every_job_of_a_sweep_is_checked(words: str, jobs: int) -> None:
-    assert len(compose.preflight(compose.parse(words.split(" ")))) == jobs
+    assert len(compose.preflight(compose.parse(compose.nested_groups_named(words.split(" "))))) == jobs
 
 
 def test_config_dir_adds_options(tmp_path: Path) -> None:
@@ -127,6 +141,21 @@ def test_config_dir_adds_options(tmp_path: Path) -> None:
     assert (values["seed"], values["trainer"]["accelerator"]) == (7, "cpu")
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nsede: 7\n")
     with pytest.raises(UserError, match="unknown key 'sede' in the configuration; did you mean 'seed'"):
+        compose.preflight(compose.parse(["--config-dir", str(tmp_path), "experiment=mine"]))
+
+
+def test_a_head_is_chosen_by_its_name() -> None:
+    words = ["-m", "model.head=meanP,wti", "+model.head.x=1", "model.head={arch:1}", "model.headless=1"]
+    named = ["-m", "model/head=meanP,wti", "+model.head.x=1", "model.head={arch:1}", "model.headless=1"]
+    assert compose.nested_groups_named(words) == named
+    jobs = compose.preflight(compose.parse([*named[:2], "model=clip2video,clip4clip"]))
+    assert [job["model"]["head"]["_target_"].split(".")[-2] for job in jobs] == ["mean", "mean", "wti", "wti"]
+
+
+def test_a_head_that_is_no_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel: {head: wti}\n")
+    with pytest.raises(UserError, match="model.head is the text 'wti'.*'override /model/head: …' in the defaults"):
         compose.preflight(compose.parse(["--config-dir", str(tmp_path), "experiment=mine"]))
 
 

@@ -13,7 +13,11 @@ import yaml
 from omegaconf import OmegaConf
 
 from src.errors import UserError
-from src.metrics.retrieval import evaluate_matrix
+from src.metrics.dual_softmax import DualSoftmax
+from src.metrics.qb_norm import QbNorm
+from src.metrics.rescoring import Banks, Rescoring, rescore
+from src.metrics.retrieval import MatrixScore, evaluate_matrix
+from src.metrics.score_blocks import Scores
 from src.reports.compare import compare_runs, paired_bootstrap, read_ranks
 from src.reports.report import ReportFacts, write_report
 from src.tasks.compare import find_runs, run
@@ -97,6 +101,59 @@ def test_protocols_are_never_mixed(tmp_path: Path) -> None:
     assert "test-b" in tables[1].title
     assert all("2 protocols: compare numbers within one table only" in table.notes for table in tables)
     assert all(len(table.rows) == 1 and not table.best for table in tables)
+
+
+def rescored_run(folder: Path, noise: float, seed: int, method: Rescoring | None, **config: object) -> Path:
+    """As `make_run`, perhaps re-scored."""
+    make_run(folder, noise, seed, **config)
+    if method is None:
+        return folder
+    matrix = np.eye(40) + noise * np.random.default_rng(seed + int(1000 * noise)).standard_normal((40, 40))
+    scores = Scores(MatrixScore(matrix.repeat(2, axis=0)), torch.arange(80) // 2, 40)
+    plain = evaluate_matrix(matrix.repeat(2, axis=0), torch.arange(80) // 2, 40)
+    entry = rescore(method, scores, plain, None if method.bank == "test" else bank_of_ones()).to_json()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "rescored": entry}))
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "overrides.yaml").write_text(f"- rescoring={method.name}\n- seed={seed}\n")
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**values, "rescoring": {"_target_": method.name}}))
+    return folder
+
+
+def bank_of_ones() -> Banks:
+    return Banks("captions of train", [torch.eye(40)[:7]])
+
+
+def test_rescored_numbers_have_tables_of_their_own(tmp_path: Path) -> None:
+    """A sweep over re-scorings: the plain numbers stand once, and no table has both kinds."""
+    methods = (None, DualSoftmax(), QbNorm(bank="test"), QbNorm(beta=2.0))
+    runs = [
+        rescored_run(tmp_path / f"{n}_{noise}_{seed}", noise, seed, method)
+        for n, method in enumerate(methods)
+        for noise in (0.3, 0.6)
+        for seed in (0, 1)
+    ]
+    for chosen, tables in ((runs, 4), (runs[4:], 4), (list(reversed(runs)), 4), (runs[4:8], 2)):
+        found = {table.title.split("rescoring ")[1].split(" |")[0]: table for table in compare_runs(chosen).tables}
+        assert len(found) == tables
+        plain = found.pop("none")
+        assert sorted(row[0] for row in plain.rows) == ["M model.noise=0.3", "M model.noise=0.6"]
+        assert {row[-1] for row in plain.rows} == {"0,1"}, "no seed counts twice"
+        assert plain.rows[0][1] == compare_runs(chosen[:2]).tables[0].rows[0][1]
+        for words, table in found.items():
+            assert len(table.rows) == 2
+            assert words in (
+                "DSL (transductive): temperature 1",
+                "QB-Norm (transductive): beta 0.5025, k 1, bank test",
+                "QB-Norm t2v only: beta 2, k 1, bank captions of train, bank_queries 7",
+            )
+            assert ("v2t R@1" in table.columns) == (" t2v only" not in words)
+            assert not any("bootstrap" in note for note in table.notes), "ranks.csv holds the plain ranks"
+    dsl = json.loads((runs[4] / "metrics.json").read_text())
+    (_, table) = compare_runs(runs[4:5]).tables
+    assert table.rows[0][1] == f"{dsl['rescored']['t2v']['R1']:.1f}"
+    assert dsl["rescored"]["t2v"] != dsl["t2v"]
 
 
 def test_rows_are_named_by_what_differs(tmp_path: Path) -> None:

@@ -57,6 +57,17 @@ def test_scores_are_those_of_the_whole_matrix(kept: int, alpha: float, monkeypat
     assert score(text[:0], video).shape == (0, 12)
 
 
+def test_items_of_a_bank_are_scored_on_the_scale_of_the_test() -> None:
+    """Their ids mean other captions than those of the test."""
+    text, video = items()
+    others = TextEmbedding(text.ids + 1000, {k: p.flip(0) for k, p in text.parts.items()}, video_ids=text.video_ids)
+    score = space_scorer(hybrid_spaces(0.6), text, video, kept_bytes=0)
+    whole = expected(text, video, 0.6).flip(0)
+    torch.testing.assert_close(score(others, video), whole)
+    same_ids = TextEmbedding(text.ids, others.parts, video_ids=text.video_ids)
+    torch.testing.assert_close(score(same_ids[3:9], video), whole[3:9])
+
+
 def test_a_block_may_be_changed_by_its_reader() -> None:
     text, video = items()
     score = space_scorer(hybrid_spaces(0.6), text, video)

@@ -21,6 +21,7 @@ from src.models.evl_weights import fitting_tensors, inflate, listing, merged, to
 from src.models.heads.mean import MeanHead
 from src.models.internvideo import InternVideo
 from src.tasks import convert
+from src.tasks.checkpoint import load_weights
 from tests.tiny_internvideo import B16, L14, TINY, clip_shapes, finetuned, pretrained, tower_shapes, values
 
 TABLE = Path(__file__).resolve().parents[1] / "golden" / "internvideo" / "state_dict_and_freeze.json"
@@ -265,3 +266,9 @@ def test_a_clip_is_checked_for_the_model(tmp_path: Path) -> None:
     save_file(clip, tmp_path / "clip.safetensors")
     with pytest.raises(UserError, match="1 missing: visual_proj"):
         convert.run(config(tmp_path, tmp_path / "clip.safetensors"))
+
+
+def test_a_published_file_is_no_checkpoint(tower: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({"state_dict": finetuned(tower)}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"none of the tensors of this model.*task=convert task.source=.*x\.ckpt"):
+        load_weights(on_meta(ARCH), tmp_path / "x.ckpt")

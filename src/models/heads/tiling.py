@@ -44,9 +44,9 @@ def tiled(score: Callable[[Parts, Parts], Tensor], text: Parts, video: Parts, pa
 def tile_shape(captions: int, videos: int, pairs: int) -> tuple[int, int]:
     """Captions and videos of a tile of at most `pairs` pairs, nearly square, and all tiles nearly equal."""
     columns = min(max(videos, 1), max(1, math.isqrt(pairs)))
-    rows = min(max(captions, 1), max(1, pairs // columns))
-    columns = min(max(videos, 1), max(1, pairs // rows))
-    return _even(captions, rows), _even(videos, columns)
+    rows = min(max(captions, 1), pairs // columns)
+    columns = _even(videos, pairs // rows)
+    return _even(captions, pairs // columns), columns
 
 
 def _even(count: int, most: int) -> int:

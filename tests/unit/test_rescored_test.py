@@ -1,4 +1,4 @@
-"""task=evaluate with QB-Norm, and how often a whole evaluation encodes each item."""
+"""task=evaluate with re-scoring, and how often a whole evaluation encodes each item."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from src.data.benchmarks.msrvtt import MsrvttDataModule
 from src.data.features.writer import StoreWriter
 from src.data.splits import SplitSpec
 from src.errors import UserError
-from src.metrics.qb_norm import QueryBank, evaluate_matrix_with_bank
+from src.metrics.rescoring import Banks, rescore
 from src.metrics.retrieval import MatrixScore, evaluate_matrix
+from src.metrics.score_blocks import Scores
 from src.models.base import RetrievalModule
 from src.models.vocabulary import VocabularyTokenizer
-from src.tasks import query_bank, topic_search
-from src.tasks.build import quiet
+from src.tasks import rescoring
+from src.tasks.build import build_rescoring, quiet
 from src.tasks.outcome import ResultWriter
 
 WORDS = tuple("abcdefgh")
@@ -93,64 +94,120 @@ def module(folder: Path, sizes: dict[str, int], captions: int) -> MsrvttDataModu
     )
 
 
-def config(folder: Path, **qb_norm: Any) -> DictConfig:
+TARGETS = {
+    "qb_norm": "qb_norm.QbNorm",
+    "inverted_softmax": "qb_norm.InvertedSoftmax",
+    "sinkhorn": "sinkhorn.Sinkhorn",
+    "dsl": "dual_softmax.DualSoftmax",
+}
+
+
+def config(folder: Path, method: str | None = None, **settings: Any) -> DictConfig:
     (folder / "run").mkdir(exist_ok=True)  # as the command line does
-    task = {"name": "evaluate", "qb_norm": {"beta": 2.0, "k": 1, "bank": "train", **qb_norm}}
+    chosen = {} if method is None else {"_target_": f"src.metrics.{TARGETS[method]}", **settings}
     keys = {"selection": "val", "ties": "average", "seed": 0, "save_similarity": True, "optimized_metric": None}
+    keys["ckpt_path"] = None
+    paths, task = {"run_dir": str(folder / "run")}, {"name": "evaluate"}
     return OmegaConf.create(
-        {"paths": {"run_dir": str(folder / "run")}, "task": task, "model": {"_target_": "Counting"}, **keys}
+        {"paths": paths, "task": task, "model": {"_target_": "Counting"}, "rescoring": chosen, **keys}
     )
 
 
-def metrics_of(model: Counting, cfg: DictConfig, data: MsrvttDataModule, test: Any) -> dict[str, Any]:
+def metrics_of(model: Counting, cfg: DictConfig, data: MsrvttDataModule) -> dict[str, Any]:
     quiet()
     model.configure_evaluation(ties=cfg.ties, topk=10)
     writer = ResultWriter(cfg, checkpoint="none")
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    test(Trainer(accelerator="cpu", callbacks=[writer], **options), model, data, writer)
+    rescoring.test(Trainer(accelerator="cpu", callbacks=[writer], **options), model, data, writer)
     return json.loads((Path(cfg.paths.run_dir) / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("bank", ["train", "val"])
-def test_captions_of_another_part_rescore_the_test(tmp_path: Path, bank: str) -> None:
-    model, cfg = Counting(), config(tmp_path, bank=bank)
+def bags(model: Counting, data: MsrvttDataModule, part: str) -> Tensor:
+    tokens, _ = model.tokenizer([caption.text for caption in data.part(part).captions])
+    return model.tokenizer.bag_of_words(tokens)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "queries"),
+    [
+        ("qb_norm", {"bank": "train", "beta": 2.0}, 90),
+        ("qb_norm", {"bank": "val", "beta": 2.0, "video_bank": True}, 24),
+        ("qb_norm", {"beta": 2.0}, 90),
+        ("inverted_softmax", {"bank": "train", "beta": 0.5, "video_bank": True}, 90),
+        ("sinkhorn", {"bank": "val", "iterations": 3}, 24),
+        ("sinkhorn", {}, 0),
+        ("qb_norm", {"bank": "test"}, 0),
+        ("dsl", {}, 0),
+    ],
+)
+def test_a_test_is_rescored(tmp_path: Path, method: str, settings: dict[str, Any], queries: int) -> None:
+    """As its matrix is; everything is encoded once, and the plain numbers are those of a plain test."""
+    cfg = config(tmp_path, method, **settings)
+    model, plain_model = Counting(), Counting()
     data = module(tmp_path, {"train": 30, "validate": 8, "test": 20}, captions=3)
-    found = metrics_of(model, cfg, data, query_bank.test)
-    queries = {"train": 90, "val": 24}[bank]
-    assert found["qb_norm"]["bank_queries"] == queries
-    assert found["protocol"]["rescoring"] == f"QB-Norm t2v only (beta 2, k 1, bank {queries} captions of {bank})"
-    # The same from matrices: that of the bank is made of its words.
+    found = metrics_of(model, cfg, data)
+    rescored = found.pop("rescored")
+    part = {90: "train", 24: "val"}.get(queries)
+    assert rescored["settings"].get("bank_queries", 0) == queries
+    assert rescored["transductive"] == (part is None)
+    assert found["protocol"]["rescoring"] == "none"
     matrix = np.load(tmp_path / "run" / "similarity.npy")
     assert matrix.shape == (60, 20)
-    tokens, _ = model.tokenizer([caption.text for caption in data.part(bank).captions])
-    video = model.embeddings["test"][1].parts["x"]
-    tally = QueryBank.of([model.tokenizer.bag_of_words(tokens) @ video.T], 20, 2.0)
-    expected = evaluate_matrix_with_bank(MatrixScore(matrix), torch.arange(60) // 3, 20, tally, ties="average")
-    assert found["t2v"] == pytest.approx(expected.result.t2v)
-    assert found["qb_norm"]["raw_t2v"] == pytest.approx(expected.raw.t2v)
-    assert found["v2t"] == pytest.approx(expected.raw.v2t)
-    assert expected.result.t2v != expected.raw.t2v
-    assert found["parameters"] == 12
-    assert model.videos == Counter(range(20)), "each test video once, no video of the bank"
+    owner = torch.arange(60) // 3
+    banks = None
+    if part is not None:
+        text, video = (embedding.parts["x"] for embedding in model.embeddings["test"])
+        shown = next(iter(data.eval_dataloaders(part)[0])).features["words"]
+        with_videos = [shown @ text.T] if settings.get("video_bank") else None
+        banks = Banks(f"captions of {part}", [bags(model, data, part) @ video.T], with_videos)
+    chosen = build_rescoring(cfg)
+    assert chosen is not None
+    expected_plain = evaluate_matrix(matrix, owner, 20, ties="average")
+    expected = rescore(chosen, Scores(MatrixScore(matrix), owner, 20), expected_plain, banks).to_json()
+    assert found["t2v"] == pytest.approx(expected_plain.t2v)
+    assert found["v2t"] == pytest.approx(expected_plain.v2t)
+    assert rescored["t2v"] == pytest.approx(expected["t2v"])
+    assert rescored["v2t"] == (None if expected["v2t"] is None else pytest.approx(expected["v2t"]))
+    assert (rescored["v2t"] is None) == (part is not None and not settings.get("video_bank"))
+    assert rescored["t2v"] != found["t2v"]
+    shown_videos = Counter(range(len(data.part(part).videos))) if part and settings.get("video_bank") else Counter()
+    assert model.videos == Counter(range(20)) + shown_videos, "each once"
     assert model.texts == Counter(range(60)) + Counter(range(queries))
+    alone = metrics_of(plain_model, config(tmp_path), data)
+    assert {**alone, "timing": 0} == {**found, "timing": 0}
+
+
+def test_rescored_numbers_are_logged_under_their_own_names(tmp_path: Path) -> None:
+    model, cfg = Counting(), config(tmp_path, "dsl")
+    data = module(tmp_path, {"train": 3, "validate": 3, "test": 12}, captions=1)
+    quiet()
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    writer = ResultWriter(cfg, checkpoint="none")
+    trainer = Trainer(accelerator="cpu", callbacks=[writer], **options)
+    rescoring.test(trainer, model, data, writer)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    assert logged["test/rescored/v2t/MnR"] == pytest.approx(metrics["rescored"]["v2t"]["MnR"])
+    assert logged["test/v2t/MnR"] == pytest.approx(metrics["v2t"]["MnR"])
 
 
 def test_mistakes_show_before_anything_is_encoded(tmp_path: Path) -> None:
     model = Counting()
     data = module(tmp_path, {"train": 3, "validate": 3, "test": 12}, captions=1)
-    for settings, message in (
-        ({"beta": -1.0}, "expected a positive number"),
-        ({"k": 13}, "found 13, expected 1 to 12"),
-        ({"bank": "rest"}, "has no rest part"),
+    for method, settings, message in (
+        ("qb_norm", {"beta": -1.0}, "expected a positive number"),
+        ("qb_norm", {"k": 13}, "found 13, expected 1 to 12"),
+        ("inverted_softmax", {"bank": "rest"}, "has no rest part"),
+        ("dsl", {"temperature": 0.0}, "expected a positive number"),
     ):
         with pytest.raises(UserError, match=message):
-            metrics_of(model, config(tmp_path, **settings), data, query_bank.test)
+            metrics_of(model, config(tmp_path, method, **settings), data)
     assert not model.videos
 
 
 def check_counts(tmp_path: Path, sizes: dict[str, int], captions: int) -> None:
     model = Counting()
-    found = metrics_of(model, config(tmp_path), module(tmp_path, sizes, captions), topic_search.test)
+    found = metrics_of(model, config(tmp_path), module(tmp_path, sizes, captions))
     assert found["protocol"]["num_captions"] == sizes["test"] * captions
     assert set(model.texts.values()) == set(model.videos.values()) == {1}
     assert (len(model.texts), len(model.videos)) == (sizes["test"] * captions, sizes["test"])
@@ -183,18 +240,17 @@ def test_captions_without_features_are_no_queries(tmp_path: Path, bank: bool) ->
     items = {key: rng.random((1, len(WORDS)), dtype=np.float32) for key in keys}
     write_store(tmp_path / "captions", {key: None if key in lacking else rows for key, rows in items.items()})
     data.inputs, data.stores = model.input_spec, {**data.stores, "captions": tmp_path / "captions"}
-    cfg = config(tmp_path)
-    found = metrics_of(model, cfg, data, query_bank.test if bank else topic_search.test)
+    found = metrics_of(model, config(tmp_path, "qb_norm", video_bank=True) if bank else config(tmp_path), data)
     assert found["protocol"]["num_captions"] == 33
     assert found["captions_without_feature"] == 3
     if bank:
-        assert found["qb_norm"]["bank_queries"] == 35
-    else:
-        matrix = np.load(tmp_path / "run" / "similarity.npy")
-        kept = torch.tensor([n for n, key in enumerate(keys[36:]) if key not in lacking])
-        expected = evaluate_matrix(matrix, kept // 3, 12, ties="average")
-        assert found["t2v"] == pytest.approx(expected.t2v)
-        assert found["v2t"] == pytest.approx(expected.v2t)
+        assert found["rescored"]["settings"]["bank_queries"] == 35
+        assert found["rescored"]["settings"]["bank_videos"] == 12
+    matrix = np.load(tmp_path / "run" / "similarity.npy")
+    kept = torch.tensor([n for n, key in enumerate(keys[36:]) if key not in lacking])
+    expected = evaluate_matrix(matrix, kept // 3, 12, ties="average")
+    assert found["t2v"] == pytest.approx(expected.t2v)
+    assert found["v2t"] == pytest.approx(expected.v2t)
 
 
 @pytest.mark.slow
