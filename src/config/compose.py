@@ -287,13 +287,14 @@ def _is_structure(override: Override, loader: ConfigLoader) -> bool:
 
 def _check_job(composed: DictConfig, keys: list[Override], multirun: bool) -> dict[str, Any]:
     cfg = copy.deepcopy(composed)
-    for override in keys:
-        _check_key(override, composed)
     with read_write(cfg), open_dict(cfg):
         cfg.hydra.runtime.output_dir = "."  # known when the job starts
         cfg.hydra.job.num, cfg.hydra.job.id = 0, "0"
-    ConfigLoaderImpl._apply_overrides_to_config(keys, cfg)
     HydraConfig.instance().set_config(cfg)  # what ${hydra:…} refers to
+    for override in keys:
+        _check_key(override, composed)
+    ConfigLoaderImpl._apply_overrides_to_config(keys, cfg)
+    HydraConfig.instance().set_config(cfg)
     chosen = {key: str(value) for key, value in cfg.hydra.runtime.choices.items() if value is not None}
     return check(cfg, Context(chosen, multirun or str(cfg.hydra.mode).endswith("MULTIRUN")))
 

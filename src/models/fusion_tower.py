@@ -1,21 +1,23 @@
 """InternVideo's other video tower: neighbouring frames also exchange information inside the image blocks.
 
 A stem over three frames halves their number; every block mixes each patch with the same patch of the
-neighbouring steps, twice, by a narrow convolution over time. The global token reads as in `evl_tower`.
+neighbouring steps, twice, by a narrow convolution over time. The global token reads as in `evl_visual`.
 No released model uses it.
 
-Shape suffixes: as in `evl_tower`; K width of the convolution over time; one of the T steps stands for two frames.
+Shape suffixes: as in `evl_visual`; K width of the convolution over time; one of the T steps stands for two frames.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from src.models.evl_tower import EvlTower, EvlVisual, FrameLayout, GlobalTransformer
+from src.models.evl_tower import EvlTower
+from src.models.evl_visual import EvlVisual, FrameLayout, GlobalTransformer
 
 REDUCTION = 1.5
 STEM_FRAMES = 3
@@ -86,9 +88,9 @@ class FusionTransformer(GlobalTransformer):
     """`GlobalTransformer` over `FusionBlock`s."""
 
     def __init__(
-        self, blocks: Sequence[nn.Module], *, width: int, heads: int, grid: tuple[int, int], readers: Sequence[int]
+        self, blocks: Sequence[Any], *, width: int, heads: int, grid: tuple[int, int], readers: Sequence[int]
     ) -> None:
-        mixing = [FusionBlock(block, width) for block in blocks if isinstance(block, ResidualAttentionBlock)]
+        mixing = [FusionBlock(block, width) for block in blocks]
         super().__init__(mixing, width=width, heads=heads, grid=grid, readers=readers)
 
     def run_block(self, block: nn.Module, x_NPM: Tensor, layout: FrameLayout) -> Tensor:

@@ -20,7 +20,7 @@ MISTAKES = {
     "model.head.num_centers=few": "model.head.num_centers is the text 'few', expected a whole number",
     "+model.head.host=1": "unknown key 'model.head.host'; known: global_weight, num_centers",
     "model.header=meanP": "unknown key 'model.header' in the command line; did you mean 'model.head'?",
-    "task=check_data model=ce model.head=wti": "model=ce has no head, found model.head=wti; leave it out, or choose model=",
+    "task=check_data model=ce model.head=wti": "model=ce has no head, found model.head=wti; leave it out, or choose",
     "experiment=nope": "unknown option 'nope' of the group 'experiment'",
     "modle/x=1": "unknown key 'modle/x' in the command line; did you mean 'model'?",
     "text=opnai": "unknown option 'opnai' of the group 'text'; did you mean 'text=openai'?",
@@ -155,7 +155,7 @@ def test_a_head_is_chosen_by_its_name() -> None:
 def test_a_head_that_is_no_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel: {head: wti}\n")
-    with pytest.raises(UserError, match="model.head is the text 'wti'.*'override /model/head: …' in the defaults"):
+    with pytest.raises(UserError, match=r"model.head is the text 'wti'.*'override /model/head: …' in the defaults"):
         compose.preflight(compose.parse(["--config-dir", str(tmp_path), "experiment=mine"]))
 
 

@@ -19,6 +19,8 @@ from src.models.clip4clip import Clip4Clip
 from src.models.heads.mean import MeanHead
 from src.models.heads.seq_lstm import SeqLstmHead
 from src.models.heads.tight import TightTransfHead
+from src.models.heads.wti import WeightedTokenInteractionHead
+from src.models.internvideo import InternVideo
 from tests.processes import run_processes
 from tests.tiny_clip import tiny_arch
 
@@ -75,6 +77,8 @@ MODELS: dict[str, tuple[type, dict[str, Any]]] = {
     "clip4clip_3d": (Clip4Clip, {"linear_patch": "3d"}),
     "clip4clip_lstm": (Clip4Clip, {"head": SeqLstmHead}),
     "clip4clip_tight": (Clip4Clip, {"head": partial(TightTransfHead, temporal_layers=1, dropout=0.0)}),
+    "internvideo": (InternVideo, {}),
+    "internvideo_words": (InternVideo, {"head": WeightedTokenInteractionHead, "text_tokens": "upstream"}),
 }
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from src.batch import TextBatch, VideoBatch
 from src.convert.internvideo import from_upstream, to_upstream
-from src.models.evl_tower import EvlTower, FrameLayout
+from src.models.evl_tower import EvlTower
+from src.models.evl_visual import FrameLayout
 from src.models.freeze import freeze_clip
 from src.models.fusion_tower import FusionTower
 from src.models.heads.base import HeadFactory
@@ -67,9 +68,7 @@ def head_of(options: Mapping[str, Any]) -> HeadFactory:
         return MeanHead
     assert options["interaction"] == "wti"
     # Upstream leaves the scale out in evaluation.
-    return partial(
-        WeightedTokenInteractionHead, arch=options["wti_arch"], cdcr=options["cdcr"], scale_evaluation=False
-    )
+    return partial(WeightedTokenInteractionHead, arch=options["wti_arch"], cdcr=options["cdcr"], scale_evaluation=False)
 
 
 def batches(case: Case) -> tuple[TextBatch, VideoBatch]:
@@ -95,9 +94,7 @@ def watch(tower: EvlTower) -> dict[str, Tensor]:
     for index, (place, step) in enumerate(zip(visual.transformer.dpe, visual.transformer.dec, strict=True)):
         place.register_forward_hook(keep(f"dpe_{index}"))
         step.register_forward_hook(keep(f"global_token_{index}"))
-    visual.register_forward_hook(
-        lambda module, args, output: steps.update(global_fused=output[0], frame_cls=output[1])
-    )
+    visual.register_forward_hook(lambda module, args, output: steps.update(global_fused=output[0], frame_cls=output[1]))
     return steps
 
 
