@@ -2,8 +2,8 @@
 
 This module sits below both `src.data` and `src.models`, so that neither needs to import the other.
 
-Shape suffixes: B batch, L tokens, T frames, C channels, H height, W width, D features, E experts,
-N any number of items.
+Shape suffixes: B batch, L tokens, T frames, C channels, H height, W width (of `WordBatch`: words), D features,
+E experts, P numbers of a position, N any number of items.
 """
 
 from __future__ import annotations
@@ -70,6 +70,28 @@ class TextBatch(_Tensors):
 
 
 @dataclass(frozen=True)
+class WordBatch(_Tensors):
+    """The words that were read in the pictures of videos, best first.
+
+    Attributes:
+        tokens_BWL: int64, each word its own sequence; slots beyond a video's last word hold the ids of the word " ".
+            W = most words of a video of the batch, at least 1; L = longest word of the batch.
+        mask_BWL: bool, True on real pieces, those of the word " " included.
+        words_BW: bool, True on real words; no True in the row of a video without any.
+        positions_BWP: float32, P = 12 numbers of when and where (`src.data.ocr.position`), frame numbers already
+            divided by the length and pixels by the size of the video; zeros beyond the last word.
+    """
+
+    tokens_BWL: Tensor
+    mask_BWL: Tensor
+    words_BW: Tensor
+    positions_BWP: Tensor
+
+    def __len__(self) -> int:
+        return len(self.words_BW)
+
+
+@dataclass(frozen=True)
 class VideoBatch(_Tensors):
     """Videos as frames, as expert features, or both.
 
@@ -82,6 +104,7 @@ class VideoBatch(_Tensors):
         feature_masks: expert name -> bool mask_BT of the temporal experts.
         present_BE: bool, whether the video has the expert; columns in the order of `features`.
             A missing expert is said here, never by zeros alone.
+        words: what was read in the pictures; None for models that do not ask for it.
     """
 
     ids: Tensor
@@ -90,6 +113,7 @@ class VideoBatch(_Tensors):
     features: Mapping[str, Tensor] = field(default_factory=dict)
     feature_masks: Mapping[str, Tensor] = field(default_factory=dict)
     present_BE: Tensor | None = None
+    words: WordBatch | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -239,6 +263,25 @@ class ExpertSpec:
 
 
 @dataclass(frozen=True)
+class WordSpec:
+    """The words in the picture (OCR) that a model reads.
+
+    Attributes:
+        tokenizer: of single words; its ids fill `WordBatch.tokens_BWL`, its mask is True on the first of them.
+        max_words: at most so many words of a video, the best-scored ones.
+        min_length: shorter words are left out, characters.
+        rule: how words are cleaned and placed; `src.data.ocr.ocr_format` documents both.
+        positions: False for models that do not look at them: they are zeros, and no video is asked for its size.
+    """
+
+    tokenizer: Tokenizer
+    max_words: int = 200
+    min_length: int = 3
+    rule: Literal["fixed", "upstream"] = "fixed"
+    positions: bool = True
+
+
+@dataclass(frozen=True)
 class InputSpec:
     """What a model needs from the data; the only thing a DataModule learns of the model.
 
@@ -248,6 +291,7 @@ class InputSpec:
         experts: precomputed features of videos.
         text_features: precomputed features of captions.
         teachers: stores of scores that training imitates; evaluation neither reads nor asks for them.
+        words: None for models that read no words in the picture.
     """
 
     tokenizer: Tokenizer | None
@@ -255,3 +299,4 @@ class InputSpec:
     experts: tuple[ExpertSpec, ...] = ()
     text_features: tuple[ExpertSpec, ...] = ()
     teachers: tuple[str, ...] = ()
+    words: WordSpec | None = None

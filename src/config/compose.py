@@ -290,7 +290,7 @@ def _check_job(composed: DictConfig, keys: list[Override], multirun: bool) -> di
     with read_write(cfg), open_dict(cfg):
         cfg.hydra.runtime.output_dir = "."  # known when the job starts
         cfg.hydra.job.num, cfg.hydra.job.id = 0, "0"
-    HydraConfig.instance().set_config(cfg)  # what ${hydra:…} refers to
+    HydraConfig.instance().set_config(copy.deepcopy(cfg))  # what ${hydra:…} refers to; it is locked
     for override in keys:
         _check_key(override, composed)
     ConfigLoaderImpl._apply_overrides_to_config(keys, cfg)

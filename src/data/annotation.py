@@ -24,6 +24,7 @@ class VideoRecord:
         group: videos that are hard negatives of each other share a group (minimal pairs of the toy set).
         tags: facts for reports and per-part metrics, for example ("skill", "motion").
         same_as: id under which its features are stored, when another item shows the same clip; None = its own.
+        ocr: its OCR file inside the folder of these, where the data set names one; None = `<key>.json`.
     """
 
     id: str
@@ -33,6 +34,7 @@ class VideoRecord:
     group: str | None = None
     tags: tuple[tuple[str, str], ...] = ()
     same_as: str | None = None
+    ocr: str | None = None
 
     @property
     def key(self) -> str:

@@ -107,7 +107,7 @@ def _row(record: VideoRecord, recipe: Recipe, timeout_s: float) -> tuple[bytes, 
     frames = decode(record, recipe, timeout_s)
     row, lengths = _encode(frames, recipe)
     counts = {"shown": len(frames.shown), "extra": len(frames.candidates), "lengths": lengths}
-    return row, {"id": record.id} | source | counts
+    return row, {"id": record.id, "video": list(frames.shape or ())} | source | counts
 
 
 def _encode(frames: Frames, recipe: Recipe) -> tuple[bytes, list[int]]:

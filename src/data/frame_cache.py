@@ -30,9 +30,9 @@ from PIL import Image
 
 from src.batch import FrameSpec
 from src.data.annotation import VideoRecord
-from src.data.sampling import check_spec, frame_indices, uniform_indices
+from src.data.sampling import check_spec, frame_indices, segment_frames, uniform_indices
 from src.data.transforms import to_square
-from src.data.video import DEFAULT_TIMEOUT_S, Backend, VideoError, open_video
+from src.data.video import DEFAULT_TIMEOUT_S, Backend, VideoError, VideoReader, VideoShape, open_video
 from src.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -88,10 +88,14 @@ def fingerprint(facts: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames of one video, uint8 (n, 3, S, S): those of evaluation, and the candidates of training (maybe none)."""
+    """Frames of one video, uint8 (n, 3, S, S): those of evaluation, and the candidates of training (maybe none).
+
+    `shape` is that of the video before it was made square; None where it was read from a cache.
+    """
 
     shown: np.ndarray
     candidates: np.ndarray
+    shape: VideoShape | None = None
 
     def pick(self, num_frames: int, rng: np.random.Generator | None) -> np.ndarray:
         """At most `num_frames` frames; with `rng` jittered among the candidates."""
@@ -122,8 +126,32 @@ def decode(
             extra = frame_indices(len(reader), reader.fps, even, None, segment) if recipe.extra_frames else []
         except UserError as error:
             raise VideoError(record.path, str(error)) from error
-        frames_TCHW = to_square(reader.read(shown + extra), recipe.spec)
-    return Frames(frames_TCHW[: len(shown)], frames_TCHW[len(shown) :])
+        frames_THWC = reader.read(shown + extra)
+        shape = _shape(frames_THWC, reader, record)
+    frames_TCHW = to_square(frames_THWC, recipe.spec)
+    return Frames(frames_TCHW[: len(shown)], frames_TCHW[len(shown) :], shape)
+
+
+def read_shape(record: VideoRecord, backend: Backend = "auto", timeout_s: float = DEFAULT_TIMEOUT_S) -> VideoShape:
+    """Size and length of a video or its segment, at the cost of opening the file and decoding its first frame.
+
+    Raises:
+        VideoError: when the file or its segment cannot be read.
+    """
+    if record.path is None:
+        raise VideoError(record.id, "the annotation names no file")
+    with open_video(record.path, backend, timeout_s) as reader:
+        try:
+            return _shape(reader.read([0]), reader, record)
+        except VideoError:
+            raise
+        except UserError as error:
+            raise VideoError(record.path, str(error)) from error
+
+
+def _shape(frames_THWC: np.ndarray, reader: VideoReader, record: VideoRecord) -> VideoShape:
+    start, stop = segment_frames(len(reader), reader.fps, (record.start_s, record.end_s))
+    return VideoShape(frames_THWC.shape[2], frames_THWC.shape[1], stop - start, start)
 
 
 def load_frames(
@@ -231,6 +259,12 @@ class FrameCache:
                 )
             return None
         return self._stored(entry).pick(self.recipe.spec.num_frames, rng).copy()
+
+    def shape(self, record: VideoRecord) -> VideoShape | None:
+        """What was noted of the video when its frames were stored; None for others, and for caches made before."""
+        entry = self._entries.get(record.id)
+        noted = entry.get("video") if entry is not None and is_current(entry, record) else None
+        return VideoShape(*noted) if noted else None
 
     def _stored(self, entry: dict[str, Any]) -> Frames:
         data = self._map(entry["shard"])

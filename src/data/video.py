@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -76,6 +76,21 @@ def read_problems(file: Path) -> list[Problem]:
         return []
     lines = file.read_text(encoding="utf-8").splitlines()
     return list(dict.fromkeys(Problem(**json.loads(line)) for line in lines if line.strip()))
+
+
+class VideoShape(NamedTuple):
+    """Size and length of a video as it is decoded.
+
+    Attributes:
+        width, height: of its frames, pixels.
+        num_frames: of the video, or of its segment.
+        start: position of the first of them in the file.
+    """
+
+    width: int
+    height: int
+    num_frames: int
+    start: int = 0
 
 
 class VideoReader(Protocol):

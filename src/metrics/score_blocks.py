@@ -80,12 +80,11 @@ class Scores:
         return over_videos_Q, over_captions.value_G
 
     def dense(self, change: Callable[[Tensor, Index, Index], Tensor] | None = None) -> np.ndarray:
-        """The whole matrix s_KV, changed or as it is."""
+        """The whole matrix s_KV, changed (float64) or as it is (float32 where that is exact)."""
         every = slice(0, self.num_videos)
-        blocks = ((rows_R, s_RV, s_RV.float()) for rows_R, s_RV in self.blocks())
-        return torch.cat(
-            [plain if change is None else change(s_RV, rows_R, every) for rows_R, s_RV, plain in blocks]
-        ).numpy()
+        if change is not None:
+            return torch.cat([change(s_RV, rows_R, every) for rows_R, s_RV in self.blocks()]).numpy()
+        return torch.cat([_narrow(s_RV) for _, s_RV in self.blocks()]).numpy()
 
     def best(self) -> tuple[Tensor, Tensor]:
         """Position of the best video of each caption (Q,) and of the best caption of each video (V,); first ones."""
@@ -98,3 +97,8 @@ class Scores:
             caption_V = torch.where(value_V > most_V, rows_R[place_V], caption_V)
             most_V = torch.maximum(most_V, value_V)
         return video_Q, caption_V
+
+
+def _narrow(values: Tensor) -> Tensor:
+    narrow = values.float()
+    return narrow if torch.equal(narrow.double(), values) else values

@@ -6,7 +6,6 @@ dimension.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,8 @@ from torch import Tensor, nn
 from src.errors import UserError
 from src.models.clip_tower import ClipTower, build_from_tag, normalise_frames, wrong_activation
 from src.models.evl_visual import EvlVisual, FrameLayout
-from src.models.evl_weights import fitting_tensors, knows_video, load_tower, merged
-from src.models.weights import ARCHIVE_SCALARS, check_fit, load_strictly, read_state_dict
-
-log = logging.getLogger(__name__)
+from src.models.evl_weights import fitting_tensors, knows_video, load_tower, merge_into
+from src.models.weights import ARCHIVE_SCALARS, check_fit, read_state_dict
 
 Padding = Literal["masked", "upstream"]
 TextTokenSpace = Literal["projected", "upstream"]
@@ -114,10 +111,12 @@ class EvlTower(ClipTower):
         layers = len(self.clip.visual.transformer.resblocks)
         count = min(DECODER_LAYERS, layers) if decoder_layers is None else decoder_layers
         self.clip = EvlClip(self.clip, self.visual_class(self.clip.visual, range(layers - count, layers)))
+        is_internvideo = state is not None and knows_video(state)
         if state is not None:
             self._load(state, str(pretrained))
+            del state  # gigabytes, which the merging below would come on top of
         if merge_clip is not None:
-            self._merge(merge_clip, merge_weight, pretrained, state is not None and knows_video(state))
+            self._merge(merge_clip, merge_weight, pretrained, is_internvideo)
 
     def _check(self, decoder_layers: int | None) -> None:
         visual = self.clip.visual
@@ -144,8 +143,7 @@ class EvlTower(ClipTower):
         load_tower(self.clip, state, source)
 
     def _merge(self, other: str, weight: float, pretrained: str | None, is_internvideo: bool) -> None:
-        if pretrained is None:  # an empty model, or one whose checkpoint is loaded next
-            log.info("model.merge_clip=%s is not read: there is no model.pretrained to merge it into", other)
+        if pretrained is None:  # an empty model, or one whose checkpoint is loaded next and holds merged weights
             return
         if not is_internvideo:
             raise UserError(
@@ -155,8 +153,14 @@ class EvlTower(ClipTower):
         if not 0 <= weight <= 1:
             raise UserError(f"model.merge_weight={weight}, expected a share of CLIP from 0 to 1")
         is_file = Path(other).is_file()
+        tags = open_clip.list_pretrained_tags_by_model(self.arch)
+        if not is_file and other not in tags:
+            raise UserError(
+                f"model.merge_clip={other} is neither a file nor a tag of {self.arch} "
+                f"(tags: {', '.join(tags) or 'none'}); give a file, one of the tags, or null"
+            )
         state = read_state_dict(other) if is_file else build_from_tag(self.arch, other, self.config).state_dict()
-        load_strictly(self.clip, merged(self.clip.state_dict(), state, weight), other)
+        merge_into(self.clip, state, weight)
 
     def check_file(self, state: Mapping[str, Tensor], source: str) -> None:
         """Compare the tensors of a published file, of any layout, with the tower's."""

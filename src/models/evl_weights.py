@@ -194,3 +194,21 @@ def merged(internvideo: Mapping[str, Tensor], clip: Mapping[str, Tensor], weight
             )
         result[name] = torch.lerp(own, theirs.to(own), weight)
     return result
+
+
+def merge_into(clip: nn.Module, state: Mapping[str, Tensor], weight: float) -> None:
+    """`merged` in place, tensor by tensor: copies of all of them would need twice the memory of the model.
+
+    Args:
+        clip: the tower with InternVideo's weights.
+        state: the tensors of a CLIP file.
+        weight: share of CLIP, 0–1.
+
+    Raises:
+        UserError: a shared tensor has another shape.
+    """
+    own = clip.state_dict()
+    for name, value in state.items():
+        for changed, mixed in merged(own, {name: value}, weight).items():
+            if mixed is not own[changed]:
+                own[changed].copy_(mixed)

@@ -36,8 +36,10 @@ def encode_in_chunks(encode: Callable[[B], E], batch: B, chunks: int) -> E:
     if count <= 1:
         return encode(batch)
     bounds = [i * len(batch) // count for i in range(count + 1)]
-    pieces = []
-    for start, stop in pairwise(bounds):
-        rows = slice(start, stop)
-        pieces.append(checkpoint(encode, batch.map(lambda tensor, rows=rows: tensor[rows]), use_reentrant=False))
+    chunks_of = [_rows(batch, slice(start, stop)) for start, stop in pairwise(bounds)]
+    pieces: list[E] = [checkpoint(encode, chunk, use_reentrant=False) for chunk in chunks_of]
     return type(pieces[0]).cat(pieces)
+
+
+def _rows(batch: B, rows: slice) -> B:
+    return batch.map(lambda tensor: tensor[rows])

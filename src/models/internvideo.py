@@ -122,20 +122,17 @@ class InternVideo(ClipRetrievalModule):
 
     def _stop_unread(self) -> None:
         """Stop what gets no gradient: distributed training would wait for it."""
-        unread = {DECODER: "it compares frames"} if self.head.reads_frames else {}
+        unread = {DECODER: "the global token's decoder"} if self.head.reads_frames else {}
         if not self.head.reads_sentence and self.tower.text_tokens == "upstream":
-            unread[TEXT_PROJECTION] = "it compares tokens before the text projection"
-        for names, reason in unread.items():
+            unread[TEXT_PROJECTION] = "the text projection"
+        for names, what in unread.items():
             stopped = [p for name, p in self.tower.clip.named_parameters() if names.match(name) and p.requires_grad]
             for parameter in stopped:
                 parameter.requires_grad_(False)
-            log.info(
-                "%d tensors (%s) are not trained: %s does not read them, %s",
-                len(stopped),
-                names.pattern.replace("\\", ""),
-                type(self.head).__name__,
-                reason,
-            )
+            if not self.tower.logit_scale.is_meta:  # said once, not for the empty model that is made first
+                log.info(
+                    "%s does not read %s: %d tensors are not trained", type(self.head).__name__, what, len(stopped)
+                )
 
     def video_tokens(self, batch: VideoBatch) -> VideoTokens:
         """The video's one vector, or frame vectors without it for a head that reads frames."""

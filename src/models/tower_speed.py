@@ -65,7 +65,7 @@ def speed_up(tower: nn.Module, activation_checkpointing: bool, compile: bool) ->
     for block in blocks:
         if activation_checkpointing:
             _refuse_batch_statistics(block)
-            block.forward = Recomputed(block.forward)  # type: ignore[method-assign]
+            block.forward = Recomputed(block.forward)
         if compile:
             block.compile(dynamic=True, recompile_limit=MOST_VARIANTS)
 

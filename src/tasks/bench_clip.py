@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from src.batch import PairBatch, TextBatch, VideoBatch
 from src.models.clip2video import Clip2Video
-from src.models.clip_tower import normalise_frames
+from src.models.clip_tower import ClipTower, normalise_frames
 from src.models.heads.base import TextTokens
 from src.optim.factories import AdamWFactory
 
+B = TypeVar("B", TextBatch, VideoBatch)
 WORDS = 32  # per caption, start and end included
 TOWERS, STEP = WAYS = ("bare towers", "step")
 
@@ -31,15 +33,19 @@ def bench_clip_step(cfg: DictConfig) -> dict[str, float]:
     batch = made_up_pairs(model, cfg.task.clip_batch, torch.Generator().manual_seed(cfg.seed))
     assert batch.video.frames_BTCHW is not None
     tower = model.tower
+    assert isinstance(tower, ClipTower)
     pixels = normalise_frames(batch.video.frames_BTCHW, tower.mean, tower.std).flatten(0, 1)
-    ways = {TOWERS: lambda: _bare_towers(tower.clip, pixels, batch.text.tokens_BL), STEP: lambda: _loss(model, batch)}
+    ways: dict[str, Callable[[], object]] = {
+        TOWERS: lambda: _bare_towers(tower.clip, pixels, batch.text.tokens_BL).backward(),
+        STEP: lambda: _loss(model, batch).backward(),
+    }
     optimizer = AdamWFactory(lr=1e-7).build(model.named_parameters(), 0)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in (*WAYS, "optimiser")}
     for repetition in range(1 + cfg.task.clip_steps):  # the first one allocates
         turn = repetition % 2
         for name in WAYS[turn:] + WAYS[:turn]:
             model.zero_grad()
-            spent = {name: seconds_of(lambda name=name: ways[name]().backward())}
+            spent = {name: seconds_of(ways[name])}
             if name == STEP:
                 spent["optimiser"] = seconds_of(optimizer.step)
             for part, numbers in spent.items() if repetition else ():
@@ -52,7 +58,7 @@ def _step_summary(model: Clip2Video, batch: int, seconds: dict[str, list[tuple[f
         "batch": batch,
         "frames": model.frames.num_frames,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "of the towers": sum(p.numel() for p in model.tower.parameters()),
+        "of the towers": sum(p.numel() for name, p in model.named_parameters() if name.startswith("tower.")),
     }
     for kind, column in (("s", 0), ("CPU-s", 1)):
         median = {name: statistics.median(spent[column] for spent in rows) for name, rows in seconds.items()}
@@ -66,7 +72,7 @@ def _loss(model: Clip2Video, batch: PairBatch) -> Tensor:
     return model.loss(model.encode_text(batch.text), model.encode_video(batch.video))["loss"]
 
 
-def _bare_towers(clip: torch.nn.Module, pixels_NCHW: Tensor, tokens_BL: Tensor) -> Tensor:
+def _bare_towers(clip: Any, pixels_NCHW: Tensor, tokens_BL: Tensor) -> Tensor:
     """open_clip's modules one after the other; its `encode_text` would insist on 77 positions."""
     length = tokens_BL.shape[1]
     x_BLD = clip.token_embedding(tokens_BL) + clip.positional_embedding[:length]
@@ -114,7 +120,7 @@ def bench_clip_scores(cfg: DictConfig) -> dict[str, float]:
     model = BehindTowers(arch=cfg.task.clip_arch, num_frames=cfg.task.clip_frames, max_words=WORDS).eval()
     text, video = _features(items, cfg.task.clip_frames, model.tower.embed_dim)
     rows = [slice(start, start + block) for start in range(0, items, block)]
-    texts, videos = [text.map(lambda t, r=r: t[r]) for r in rows], [video.map(lambda t, r=r: t[r]) for r in rows]
+    texts, videos = [_piece(text, r) for r in rows], [_piece(video, r) for r in rows]
     scores: dict[str, Tensor] = {}
 
     def once() -> None:
@@ -143,6 +149,10 @@ def bench_clip_scores(cfg: DictConfig) -> dict[str, float]:
         "per block / once": blocks / ours,
         "deviation x 1e6": 1e6 * deviation,
     }
+
+
+def _piece(batch: B, rows: slice) -> B:
+    return batch.map(lambda tensor: tensor[rows])
 
 
 def _score(model: BehindTowers, text: TextBatch, video: VideoBatch) -> Tensor:

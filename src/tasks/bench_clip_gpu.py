@@ -93,7 +93,7 @@ def _stepper(mode: str, model: Clip2Video, batch: PairBatch) -> Callable[[], Non
     return step
 
 
-def _timed(step: Callable[[], None], device: torch.device) -> float:
+def _timed(step: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()

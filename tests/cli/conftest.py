@@ -23,7 +23,6 @@ TINY = (
     "dataset.batch_size=8",
     "dataset.train_samples=one_per_video",
     "dataset.recipe.num_frames=4",
-    "model.temporal_layers=1",
     "trainer.enable_progress_bar=false",
 )
 

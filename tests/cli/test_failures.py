@@ -26,7 +26,6 @@ SMALL = (
     "dataset=folder",
     "dataset.batch_size=4",
     f"dataset.recipe.num_frames={NUM_FRAMES}",
-    "model.temporal_layers=1",
     "trainer.max_epochs=1",
     "trainer.enable_progress_bar=false",
 )

@@ -50,7 +50,7 @@ MISTAKES = {
     "+dataset.seed=3": "dataset.seed is passed by the run itself; set 'seed' at the root",
     "split.subset=some": "expected full | available",
     "model._target_=os.system": "model._target_ cannot be set in the command line",
-    "+model={_target_:os.system}": "unknown option",
+    "+model={_target_:os.system}": "model._target_ cannot be set in the command line",
     "~model": "the group 'model' was removed",
     "model=null": "unknown option 'null' of the group 'model'",
     "paths.data_dir=${oc.env:NO_SUCH_VARIABLE}": "Environment variable 'NO_SUCH_VARIABLE' not found",

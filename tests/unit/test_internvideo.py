@@ -180,7 +180,8 @@ def test_what_a_head_does_not_read_is_not_trained(caplog: pytest.LogCaptureFixtu
     decoder = {name for name in frozen if name.startswith("visual.transformer.")}
     assert frozen - decoder == {"text_mask_embedding", "text_projection"}
     assert {name.split(".")[2] for name in decoder} == {"dpe", "dec", "temporal_cls_token", "balance"}
-    assert "WeightedTokenInteractionHead does not read them" in caplog.text
+    assert "does not read the global token's decoder: " in caplog.text
+    assert "does not read the text projection: 1 tensors" in caplog.text
     assert make(head=SeqTransfHead).tower.clip.text_projection.requires_grad
 
 
@@ -277,6 +278,8 @@ def test_weights_that_make_no_sense(tmp_path: Path) -> None:
         make(pretrained=clip, merge_clip=clip)
     with pytest.raises(UserError, match=r"merge_weight=1\.5"):
         make(pretrained=path, merge_clip=clip, merge_weight=1.5)
+    with pytest.raises(UserError, match=r"model\.merge_clip=nowhere is neither a file nor a tag"):
+        make(pretrained=path, merge_clip="nowhere")
     with pytest.raises(UserError, match="QuickGELU"):
         InternVideo(arch="videotext-tiny", pretrained=path)
     with pytest.raises(UserError, match="does not fit"):

@@ -1,6 +1,6 @@
 """X-CLIP: sentence and words against video and frames, all four combinations.
 
-Shape suffixes: B items, N captions, V videos, L words, T frames, X words or frames, D joint dimension.
+Shape suffixes: B items, N captions, V videos, L words, T frames, X any of what is scored, D joint dimension.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from src.batch import TextEmbedding, VideoEmbedding
 from src.errors import UserError
 from src.models.heads.base import Head, HeadHost, TextTokens, VideoTokens
 from src.models.heads.order import Order, frame_order
-from src.models.heads.ti import masked_softmax
 from src.models.heads.tiling import Parts, tiled
 from src.models.temporal import pool_frames
 
@@ -65,7 +64,7 @@ class XClipHead(Head):
         self.word_mat_weight2, self.frame_mat_weight2 = _eye(host.max_words), _eye(host.num_frames)
 
     def text_parts(self, text: TextTokens) -> dict[str, Tensor]:
-        """Normalised "text" (B, D) and "words" (B, L, D); bool "words_mask" (B, L): takes part."""
+        """Normalised "text" (B, D); "words" (B, L, D), 0 where they take no part; bool "words_mask" (B, L)."""
         if self.reads_padding:
             assert text.words_BLD is not None
             words_BLD, mask_BL = text.words_BLD, torch.ones_like(text.mask_BL)
@@ -75,7 +74,7 @@ class XClipHead(Head):
         return {"text": F.normalize(text.sentence_BD, dim=-1), "words": words_BLD, "words_mask": mask_BL}
 
     def video_parts(self, video: VideoTokens) -> dict[str, Tensor]:
-        """Normalised "video" (B, D) and "frames" (B, T, D); bool "frames_mask" (B, T): takes part."""
+        """Normalised "video" (B, D); "frames" (B, T, D), 0 where they take no part; bool "frames_mask" (B, T)."""
         frames_BTD, mask_BT = self.order(video.ordered_BTD, video.mask_BT), video.mask_BT
         if frames_BTD.shape[1] != self.num_frames:
             raise UserError(
@@ -85,7 +84,8 @@ class XClipHead(Head):
         video_BD = pool_frames(frames_BTD, mask_BT)
         if self.reads_padding:
             mask_BT = torch.ones_like(mask_BT)
-        return {"video": video_BD, "frames": F.normalize(frames_BTD, dim=-1), "frames_mask": mask_BT}
+        frames_BTD = F.normalize(frames_BTD, dim=-1).masked_fill(~mask_BT[..., None], 0.0)
+        return {"video": video_BD, "frames": frames_BTD, "frames_mask": mask_BT}
 
     def similarity(self, text: TextEmbedding, video: VideoEmbedding, logit_scale: Tensor) -> Tensor:
         texts = {
@@ -99,31 +99,41 @@ class XClipHead(Head):
 
     def score(self, text: Parts, video: Parts) -> Tensor:
         """Mean (N, V) of the four scores."""
-        words_mask_N1L, frames_mask_VT = text["words_mask"][:, None], video["frames_mask"]
+        words_NLD, frames_VTD = text["words"], video["frames"]
         sentence_video_NV = text["turned_text"] @ video["video"].T
-        words_video_NVL = torch.einsum("nld,vd->nvl", text["words"], video["video"])
-        sentence_frames_NVT = torch.einsum("nd,vtd->nvt", text["text"], video["frames"])
+        words_video_NLV = words_NLD @ video["video"].T
+        sentence_frames_NVT = (text["text"] @ frames_VTD.flatten(0, 1).T).unflatten(1, frames_VTD.shape[:2])
         return (
             sentence_video_NV
-            + self.add_up(words_video_NVL, words_mask_N1L, self.word_logit_weight)
-            + self.add_up(sentence_frames_NVT, frames_mask_VT, self.frame_logit_weight)
+            + self.add_words(words_video_NLV, text["words_mask"], self.word_logit_weight)
+            + self.add_frames(sentence_frames_NVT, video["frames_mask"], self.frame_logit_weight)
             + self.score_words_frames(text, video)
         ) / 4
 
     def score_words_frames(self, text: Parts, video: Parts) -> Tensor:
         """Score (N, V) of words with frames: added up over words, then frames; and the other way round; the mean."""
-        words_mask_N1L, frames_mask_VT = text["words_mask"][:, None], video["frames_mask"]
-        s_NVLT = torch.einsum("nld,vtd->nvlt", text["turned_words"], video["frames"])
-        by_frame_NVT = self.add_up(s_NVLT.transpose(2, 3), words_mask_N1L[:, :, None], self.word_mat_weight)
-        by_word_NVL = self.add_up(s_NVLT, frames_mask_VT[:, None], self.frame_mat_weight)
-        words_first_NV = self.add_up(by_frame_NVT, frames_mask_VT, self.frame_mat_weight2)
-        frames_first_NV = self.add_up(by_word_NVL, words_mask_N1L, self.word_mat_weight2)
+        words_mask_NL, frames_mask_VT = text["words_mask"], video["frames_mask"]
+        places = frames_mask_VT.shape
+        s_NLX = text["turned_words"] @ video["frames"].flatten(0, 1).T  # X: the frames of all videos
+        by_frame_NX = self.add_words(s_NLX, words_mask_NL, self.word_mat_weight)
+        by_word_NLV = self.add_frames(s_NLX.unflatten(2, places), frames_mask_VT, self.frame_mat_weight)
+        words_first_NV = self.add_frames(by_frame_NX.unflatten(1, places), frames_mask_VT, self.frame_mat_weight2)
+        frames_first_NV = self.add_words(by_word_NLV, words_mask_NL, self.word_mat_weight2)
         return (words_first_NV + frames_first_NV) / 2
 
-    def add_up(self, s_NVX: Tensor, mask_NVX: Tensor, matrix_XX: Tensor) -> Tensor:
-        """Σⱼ [softmax(s/temperature) W]ⱼ sⱼ over the valid entries of the last dimension; 0 where none is valid."""
-        weights_NVX = masked_softmax(s_NVX / self.temperature, mask_NVX) @ matrix_XX
-        return (weights_NVX * s_NVX * mask_NVX).sum(-1)
+    def add_words(self, s_NLX: Tensor, mask_NL: Tensor, matrix_LL: Tensor) -> Tensor:
+        """Σⱼ [softmax(s/temperature) W]ⱼ sⱼ over the words (N, X); words that take no part have similarity 0."""
+        weights_NLX = torch.softmax(self.sharpened(s_NLX, mask_NL[..., None]), dim=1)
+        return (matrix_LL.T @ weights_NLX * s_NLX).sum(1)
+
+    def add_frames(self, s_NXT: Tensor, mask_XT: Tensor, matrix_TT: Tensor) -> Tensor:
+        """The same over the frames (N, X)."""
+        weights_NXT = torch.softmax(self.sharpened(s_NXT, mask_XT), dim=-1)
+        return (weights_NXT @ matrix_TT * s_NXT).sum(-1)
+
+    def sharpened(self, s: Tensor, mask: Tensor) -> Tensor:
+        """What the softmax takes. Where nothing is valid its weights are equal, and all similarities 0."""
+        return (s / self.temperature).masked_fill_(~mask, torch.finfo(s.dtype).min)
 
 
 def _eye(size: int) -> nn.Parameter:

@@ -92,13 +92,15 @@ class XPoolHead(Head):
         heads = self.attention_heads
         query_HNE = query_ND.unflatten(-1, (heads, -1)).transpose(0, 1)
         key_VHET = key_VTD.unflatten(-1, (heads, -1)).permute(0, 2, 3, 1)
-        value_VHTE = value_VTD.unflatten(-1, (heads, -1)).transpose(1, 2)
-        # The query is scaled, not the scores: N·D numbers instead of N·V·T.
         logits_VHNT = query_HNE / query_HNE.shape[-1] ** 0.5 @ key_VHET
         mask_V11T = mask_VT[:, None, None]
         attention_VHNT = torch.softmax(logits_VHNT.masked_fill(~mask_V11T, torch.finfo(logits_VHNT.dtype).min), dim=-1)
-        pooled_VND = (attention_VHNT.masked_fill(~mask_V11T, 0.0) @ value_VHTE).transpose(1, 2).flatten(2)
-        pooled_VND = self.norm_pooled(self.mixed(pooled_VND))
+        attention_VHNT = attention_VHNT.masked_fill(~mask_V11T, 0.0)
+        # The output projection is linear: of the frames of each head it costs V·H·T·D², of the pooled ones N·V·D².
+        value_VTHE, mixed_DHE = value_VTD.unflatten(-1, (heads, -1)), self.mixed.weight.unflatten(-1, (heads, -1))
+        value_VHTD = torch.einsum("vthe,dhe->vhtd", value_VTHE, mixed_DHE)
+        mixed_VND = attention_VHNT.transpose(1, 2).flatten(2) @ value_VHTD.flatten(1, 2)
+        pooled_VND = self.norm_pooled(mixed_VND + self.mixed.bias)
         return self.norm_out(pooled_VND + self.dropout(self.feed_forward(pooled_VND)))
 
 
