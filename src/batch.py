@@ -270,7 +270,8 @@ class WordSpec:
         tokenizer: of single words; its ids fill `WordBatch.tokens_BWL`, its mask is True on the first of them.
         max_words: at most so many words of a video, the best-scored ones.
         min_length: shorter words are left out, characters.
-        rule: how words are cleaned and placed; `src.data.ocr.ocr_format` documents both.
+        rule: how words are cleaned; `src.data.ocr.ocr_format` documents both.
+        position_rule: how they are placed; None = as `rule`.
         positions: False for models that do not look at them: they are zeros, and no video is asked for its size.
     """
 
@@ -278,6 +279,7 @@ class WordSpec:
     max_words: int = 200
     min_length: int = 3
     rule: Literal["fixed", "upstream"] = "fixed"
+    position_rule: Literal["fixed", "upstream"] | None = None
     positions: bool = True
 
 

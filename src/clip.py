@@ -25,6 +25,7 @@ class Clip:
         frame_indices: position of each frame in the file.
         fps: frames per second of the file.
         size_hw: height and width of the file's frames, pixels, before any resizing.
+        span: first frame and end of the video in its file.
         wave_CN: float32 in [-1, 1], for `medium = "audio"`.
         sample_rate: of the waveform, Hz.
         text: for `medium = "text"`.
@@ -36,6 +37,7 @@ class Clip:
     frame_indices: tuple[int, ...] = ()
     fps: float = 0.0
     size_hw: tuple[int, int] = (0, 0)
+    span: tuple[int, int] = (0, 0)
     wave_CN: np.ndarray | None = None
     sample_rate: int = 0
     text: str = ""

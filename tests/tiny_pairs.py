@@ -18,7 +18,7 @@ from tests.tiny_clip import tiny_arch
 
 FRAMES, WORDS = 4, 8
 HEADS = sorted(path.stem for path in (CONF / "model" / "head").glob("*.yaml"))
-MODELS = ["model=clip2video", *(f"model=clip4clip model.head={head}" for head in HEADS)]
+MODELS = ["model=clip2video", *(f"model=clip4clip model/head={head}" for head in HEADS)]
 
 
 def build_tiny(words: str, seed: int = 0) -> RetrievalModule:

@@ -99,7 +99,7 @@ def read_frames(record: VideoRecord, path: Path, decoder: ClipDecoder) -> Clip:
         per_chunk = max(1, _CHUNK_BYTES // first.nbytes)
         for at in range(0, len(indices), per_chunk):
             frames[at : at + per_chunk] = resized(reader.read(indices[at : at + per_chunk]), size)
-        return Clip(record.id, path, frames, tuple(indices), reader.fps, (height, width))
+        return Clip(record.id, path, frames, tuple(indices), reader.fps, (height, width), (start, stop))
 
 
 def short_side_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:

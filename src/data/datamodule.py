@@ -36,6 +36,7 @@ from src.data.samplers import ShardBatchSampler, TrainBatchSampler
 from src.data.splits import AppliedSplit, SplitPart, SplitSpec, apply_split
 from src.data.teachers import TeacherSource
 from src.data.video import Backend, Problem, read_problems
+from src.data.words import ShownWords, WordSource
 from src.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class RetrievalDataModule(LightningDataModule, ABC):
         bucket_by_length: samples of similar length (tokens, feature steps) meet in a batch, for less padding.
         drop_last: leave the last batch of an epoch out where it is not full; false: train on it, too.
         caption_mask: file that says which training captions are left out; `src.data.caption_mask`. None = none.
+        ocr_dir: folder with <video id>.json of the Kwai layout, or a store of extractor=ocr; read for models that ask
+            for the words in the picture.
         stores: name -> folder of the feature stores that the run reads.
     """
 
@@ -91,6 +94,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
     bucket_by_length: bool = False
     drop_last: bool = True
     caption_mask: str | None = None
+    ocr_dir: str | None = None
     stores: dict[str, Path] = field(default_factory=dict)
     val_part: Literal["val", "test"] = field(default="val", init=False)
 
@@ -168,6 +172,17 @@ class RetrievalDataModule(LightningDataModule, ABC):
         return FeatureSource(self.inputs.text_features, self.stores, "caption")
 
     @cached_property
+    def words(self) -> WordSource | None:
+        """Reads the words in the picture; None when the model wants none."""
+        if self.inputs.words is None:
+            return None
+        return WordSource(self.inputs.words, self.ocr_dir, self.source, self.problems_file)
+
+    def shown_words(self, part: SplitPart) -> ShownWords | None:
+        """What was read in each video of a part, for people; None when the model reads no words."""
+        return ShownWords(self.words, part.videos) if self.words else None
+
+    @cached_property
     def kept_captions(self) -> KeptCaptions | None:
         """The training captions that the mask leaves; None without mask.
 
@@ -195,6 +210,8 @@ class RetrievalDataModule(LightningDataModule, ABC):
         self.source.check()
         self.experts.check()
         self.text_features.check()
+        if self.words:
+            self.words.check()
         _ = self.applied
 
     def part(self, name: str) -> SplitPart:
@@ -233,7 +250,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
             self._pairs(part),
             batch_sampler=sampler,
             collate_fn=PairCollate(
-                VideoCollate(part, self.inputs, self.training_experts),
+                VideoCollate(part, self.inputs, self.training_experts, self.words),
                 self.caption_collate(part),
                 self.encode_videos_once,
                 teachers,
@@ -278,7 +295,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
         return BatchLoader(
             VideoItems(part, self.source),
             batch_sampler=ShardBatchSampler(len(part.videos), self.eval_batch_size, *self._rank_and_world_size()),
-            collate_fn=VideoCollate(part, self.inputs, self.experts),
+            collate_fn=VideoCollate(part, self.inputs, self.experts, self.words),
             **self._worker_options(self.eval_batch_size),
         )
 
@@ -294,7 +311,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
     @property
     def problems(self) -> list[Problem]:
         """What is missing from the parts asked for, each once: left out by the split, or unreadable in any process."""
-        unreadable = list(self.source.problems.values())
+        unreadable = [*self.source.problems.values(), *(self.words.problems.values() if self.words else ())]
         if self.problems_file is not None:
             unreadable += read_problems(self.problems_file)
         part_of = {video.id: part.name for part in self.applied.parts.values() for video in part.videos}
@@ -324,6 +341,8 @@ class RetrievalDataModule(LightningDataModule, ABC):
             "excluded": self.applied.excluded_counts(part),
             "without_expert": self.experts.lacking((video.key,) for video in chosen.videos),
         } | in_words(self.split.caption_holdout.get(part))
+        if self.words:
+            facts["without_ocr"] = len(self.words.lacking(chosen.videos))
         return facts | ({"caption_mask": self.kept_captions.words()} if self.kept_captions else {})
 
     def state_dict(self) -> dict[str, Any]:

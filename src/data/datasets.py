@@ -19,11 +19,12 @@ from src.batch import FrameSpec, InputSpec, PairBatch, TextBatch, VideoBatch
 from src.data.annotation import VideoRecord
 from src.data.caption_tokens import CaptionTokens
 from src.data.feature_source import FeatureSource, Keys
-from src.data.frame_cache import FrameCache, load_frames
+from src.data.frame_cache import FrameCache, load_frames, read_shape
 from src.data.samplers import SampleKey
 from src.data.splits import SplitPart
 from src.data.teachers import TeacherSource
-from src.data.video import Backend, Problem, VideoError, append_problem, resolve_backend
+from src.data.video import Backend, Problem, VideoError, VideoShape, append_problem, resolve_backend
+from src.data.words import WordSource
 
 CacheMode = Literal["none", "memory", "disk"]
 TrainSamples = Literal["all_captions", "one_per_video"]
@@ -116,6 +117,16 @@ class FrameSource:
         """Whether the disk cache holds the video, so that its file is not needed."""
         cache = self._open_cache()
         return cache is not None and record.id in cache
+
+    def shape(self, record: VideoRecord) -> VideoShape:
+        """Size and length of a video, from the disk cache where it noted them, else from the file.
+
+        Raises:
+            VideoError: the file cannot be read.
+        """
+        cache = self._open_cache() if self.spec is not None else None
+        noted = cache.shape(record) if cache is not None else None
+        return noted or read_shape(record, self.backend, self.timeout_s)
 
     @property
     def _keeps(self) -> bool:
@@ -272,11 +283,20 @@ class VideoCollate:
         part: whose videos the items point at.
         inputs: what the model wants.
         features: reads its experts; None when it has none.
+        words: reads the words in the picture; None when it wants none.
     """
 
-    def __init__(self, part: SplitPart, inputs: InputSpec, features: FeatureSource | None = None) -> None:
+    def __init__(
+        self,
+        part: SplitPart,
+        inputs: InputSpec,
+        features: FeatureSource | None = None,
+        words: WordSource | None = None,
+    ) -> None:
         self.spec = inputs.frames
         self.features = features
+        self.words = words
+        self.videos = part.videos if words else ()
         self.keys: list[Keys] = [(video.key,) for video in part.videos] if features else []
 
     def __call__(self, items: Sequence[VideoItem | None]) -> VideoBatch | None:
@@ -290,6 +310,8 @@ class VideoCollate:
         if self.features:
             values, masks, present_BE = self.features.batch([self.keys[video] for video in ids])
             batch = replace(batch, features=values, feature_masks=masks, present_BE=present_BE)
+        if self.words:
+            batch = replace(batch, words=self.words.batch([self.videos[video] for video in ids]))
         if self.spec is None:
             return batch
         frames_BTCHW = torch.from_numpy(np.stack([item.frames_TCHW for item in frames]))

@@ -1,7 +1,8 @@
 """OCR files of the Kwai layout, and the word list with positions that TextVR makes of one.
 
 A file is one JSON object: track id -> `text` (one or several words), `score`, and `tracks`: frame number -> four
-corners x1 y1 … x4 y4 in pixels, and further numbers that nobody reads.
+corners x1 y1 … x4 y4 in pixels, and further numbers that nobody reads. Files of `extractor=ocr` also note the shape
+of the video in each track (`src.data.ocr_files`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ OcrRule = Literal["fixed", "upstream"]
 POSITION_SIZE = 12
 _LAST_UPSTREAM_CHAR = 123  # "{": upstream keeps it and drops the ASCII signs behind it
 _TINY = 1e-6
+_LARGEST = 1e9  # of a frame number or a coordinate
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,23 @@ def read_kwai(path: Path) -> tuple[OcrTrack, ...]:
     Raises:
         UserError: the file is missing, damaged, or of another layout.
     """
+    return parse_kwai(load_kwai(path), str(path))
+
+
+def load_kwai(path: Path) -> Any:
+    """The JSON document of a file.
+
+    Raises:
+        UserError: the file is missing, or is no JSON.
+    """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
             f"no OCR file {path}; write it with task=extract extractor=ocr, or get the published one"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or a number or nesting without end
         raise UserError(f"{path} is damaged ({error}); expected a JSON object of tracks, fetch it again") from error
-    return parse_kwai(document, str(path))
 
 
 def parse_kwai(document: object, source: str = "OCR document") -> tuple[OcrTrack, ...]:
@@ -103,8 +113,14 @@ def _track(name: str, value: Any, source: str) -> OcrTrack:
         score = float(value["score"])
         if not (np.isfinite(quads_N42).all() and np.isfinite(score)):
             raise ValueError("a number is not finite")
-        return OcrTrack(str(value["text"]), score, tuple(int(frame) for frame in boxes), quads_N42)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        frames = tuple(int(frame) for frame in boxes)
+        largest = max(abs(quads_N42).max(initial=0), *map(abs, frames), abs(score))
+        if largest > _LARGEST:
+            raise ValueError(f"found {largest:g}, which is no pixel, frame or score")
+        if not isinstance(value["text"], str | int | float):
+            raise TypeError(f"text is {value['text']!r}")
+        return OcrTrack(str(value["text"]), score, frames, quads_N42)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{source}, track {name!r}: {type(error).__name__} {error}; expected text, score and tracks "
             "{frame: [x1, y1, x2, y2, x3, y3, x4, y4, …]}"
@@ -118,6 +134,7 @@ def ocr_format(
     min_length: int = 3,
     lower: bool = True,
     rule: OcrRule = "fixed",
+    position_rule: OcrRule | None = None,
 ) -> OcrWords:
     """Words of all tracks, cleaned, each once, best score first, cut to `max_words`.
 
@@ -127,10 +144,12 @@ def ocr_format(
         min_length: shorter words are left out.
         lower: lower-case the words.
         rule: `upstream` = as released: a word is a repetition only when its own case equals a kept, lower-cased word
-            ("stop" and then STOP both stay, as "stop"), the first one of the file stays, | } ~ drop a word, the
-            length counts tabs and line breaks around it, frames are taken in file order, and the displacement is
-            taken within the last box. `fixed` = case does not matter, the best-scoring one stays, all of ASCII may
-            stand in a word, frames are taken in time order, and the displacement is that from the first to the last.
+            ("stop" and then STOP both stay, as "stop"), the first one of the file stays, | } ~ drop a word, and the
+            length counts tabs and line breaks around it. `fixed` = case does not matter, the best-scoring one stays,
+            and all of ASCII may stand in a word.
+        position_rule: `upstream` = frames are taken in file order, and the displacement is taken within the last box.
+            `fixed` = frames are taken in time order, and the displacement is that from the first to the last. None =
+            as `rule`.
 
     Returns:
         The words without padding. Words with letters outside ASCII are left out under both rules.
@@ -139,7 +158,7 @@ def ocr_format(
     """
     kept = _distinct(_words(tracks, rule, min_length), lower, rule)
     kept = sorted(kept, key=_worst_last)[:max_words]
-    rows = [position(track, rule) for _, track in kept]
+    rows = [position(track, position_rule or rule) for _, track in kept]
     positions_W12 = np.stack(rows) if rows else np.zeros((0, POSITION_SIZE), np.float32)
     return OcrWords(tuple(word for word, _ in kept), tuple(track.score for _, track in kept), positions_W12)
 

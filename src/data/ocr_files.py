@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
@@ -136,13 +135,3 @@ def _noted_shape(document: Any) -> VideoShape | None:
         valid = isinstance(noted, list) and len(noted) == 4 and all(type(number) is int for number in noted)
         return VideoShape(*noted) if valid and min(noted[:3]) > 0 else None
     return None
-
-
-def with_shape(content: dict[str, dict[str, Any]], shape: VideoShape) -> dict[str, dict[str, Any]]:
-    """A Kwai document whose tracks note the shape of the video."""
-    return {name: track | {SHAPE_KEY: list(shape)} for name, track in content.items()}
-
-
-def document_text(content: object) -> str:
-    """The JSON of a document."""
-    return json.dumps(content, ensure_ascii=False)

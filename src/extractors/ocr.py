@@ -25,8 +25,9 @@ class Ocr(Extractor):
     The store's rows go with the words in `details(...)["words"]`, one row per word, in the order in which the texts
     appear. A row is the place of the word, the 12 numbers of `Track.position`; with `vectors` it is its word vector
     (what models with one vector per recognised word take), and words that the table does not know are left out, of
-    `words` too. `details` also holds `kwai` (the video's file in the TextVR layout), `size` (height and width of the
-    video) and `frames` (the positions that were looked at). A video without text has no rows: missing.
+    `words` too. `details` also holds `kwai` (the video's file in the TextVR layout; each track also notes `video`:
+    width, height, number of frames, and the first frame where the video is a segment of its file), `size` (height and
+    width of the video) and `frames` (the positions that were looked at). A video without text has no rows: missing.
 
     Frame indices and pixels are those of the file that was decoded: extract from the files that training decodes.
 
@@ -117,6 +118,11 @@ class Ocr(Extractor):
             found = [(word, row) for word in words if (row := self.words.lookup(word["text"])) is not None]
             words, rows = [word for word, _ in found], [row for _, row in found]
         content = kwai(tracks)
+        height, width = clip.size_hw
+        start, stop = clip.span
+        for track in content.values():
+            # Positions mean something only beside the length and size of the video; other readers skip this key.
+            track["video"] = [width, height, stop - start, start]
         details = {
             "words": words,
             "kwai": content,

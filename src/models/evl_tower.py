@@ -202,7 +202,7 @@ class EvlTower(ClipTower):
     def _encode(self, frames_BTCHW: Tensor, mask_BT: Tensor, decode: bool) -> VideoFeatures:
         pixels = normalise_frames(frames_BTCHW, self.mean, self.std, mask_BT)
         valid_BT = mask_BT[:, :: self.clip.visual.frames_a_step]
-        layout = FrameLayout.of(valid_BT if self.padding == "masked" else torch.ones_like(valid_BT))
+        layout = FrameLayout.of(valid_BT) if self.padding == "masked" else FrameLayout.everywhere(valid_BT)
         if not layout.full:
             pixels = pixels.masked_fill(~mask_BT[..., None, None, None], 0.0)
         video_BM, frames_BTM = self.clip.visual(pixels, layout, decode)

@@ -27,27 +27,38 @@ class FrameLayout:
 
     Attributes:
         mask_BT: bool, True where a frame is encoded.
-        full: whether that is everywhere.
+        places_N: int64, their positions in the flattened mask; None where they are all. Found once, since the device
+            has to be waited for.
     """
 
     mask_BT: Tensor
-    full: bool
+    places_N: Tensor | None
 
     @classmethod
     def of(cls, mask_BT: Tensor) -> FrameLayout:
-        return cls(mask_BT, full=bool(mask_BT.all()))
+        places_N = mask_BT.flatten().nonzero()[:, 0]
+        return cls(mask_BT, None if len(places_N) == mask_BT.numel() else places_N)
+
+    @classmethod
+    def everywhere(cls, mask_BT: Tensor) -> FrameLayout:
+        """Of a mask of this shape, whatever it says."""
+        return cls(torch.ones_like(mask_BT), None)
+
+    @property
+    def full(self) -> bool:
+        """Whether every place holds a frame."""
+        return self.places_N is None
 
     def select(self, x_BT: Tensor) -> Tensor:
         """(B, T, …) to (N, …)."""
-        return x_BT.flatten(0, 1) if self.full else x_BT[self.mask_BT]
+        flat = x_BT.flatten(0, 1)
+        return flat if self.places_N is None else flat.index_select(0, self.places_N)
 
     def spread(self, x_N: Tensor) -> Tensor:
         """(N, …) to (B, T, …), exact zeros where nothing is."""
-        if self.full:
-            return x_N.unflatten(0, self.mask_BT.shape)
-        places = x_N.new_zeros(*self.mask_BT.shape, *x_N.shape[1:])
-        places[self.mask_BT] = x_N
-        return places
+        if self.places_N is not None:
+            x_N = x_N.new_zeros(self.mask_BT.numel(), *x_N.shape[1:]).index_copy(0, self.places_N, x_N)
+        return x_N.unflatten(0, self.mask_BT.shape)
 
 
 class _CrossAttention(nn.Module):

@@ -28,6 +28,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 MAX_QUERIES = 1000  # per direction; beyond that the worst, the best and a sample
 MAX_PICTURE_BYTES = 5_000_000  # of all thumbnails together, as base64
 MAX_TEXT = 1000  # characters of a caption
+MAX_WORDS = 20  # read in the picture of a video
+MAX_WORD = 40  # characters of such a word
 SHOWN = 10
 UNSAFE_IN_SCRIPT = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -99,9 +101,18 @@ def page_data(result: RetrievalResult, facts: ReportFacts, folder: Path) -> dict
     name = video_names(facts)
     pictures = _pictures(facts, videos.ids)
     data["videos"] = [
-        {"name": name(v), "picture": pictures.get(v), **_media(facts.videos.get(v), folder)} for v in videos.ids
+        {"name": name(v), "picture": pictures.get(v), **_media(facts.videos.get(v), folder), **_words(facts, v)}
+        for v in videos.ids
     ]
     return data
+
+
+def _words(facts: ReportFacts, video: int) -> dict[str, list[str]]:
+    """What was read in the picture; nothing for models that read no words."""
+    if facts.words is None:
+        return {}
+    words = facts.words.get(video, ())[:MAX_WORDS]
+    return {"words": [word if len(word) <= MAX_WORD else f"{word[:MAX_WORD]}…" for word in words]}
 
 
 class _Places(dict[int, int]):

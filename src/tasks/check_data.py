@@ -21,6 +21,7 @@ from src.data.datasets import FrameSource
 from src.data.feature_checks import find_in_features
 from src.data.feature_source import FeatureSource, Keys
 from src.data.splits import captions_of
+from src.data.word_checks import find_in_words
 from src.errors import UserError
 from src.tasks.build import build_datamodule, experts_of, text_of
 
@@ -32,7 +33,7 @@ def run(cfg: DictConfig) -> None:
     """Check the data set under its split; the list goes to the terminal and to check_data.json in the run folder.
 
     With experts, a video is at hand when one of them has it, and its file is not asked for. Stores of text features are
-    compared with the captions of each part.
+    compared with the captions of each part. The OCR of `dataset.ocr_dir` is looked at where there is some.
 
     Raises:
         UserError: something is wrong; notes alone are no error.
@@ -60,8 +61,11 @@ def run(cfg: DictConfig) -> None:
     findings += find_in_features(datamodule.experts, items, read_all=cfg.task.decode)
     findings += find_in_features(datamodule.text_features, words, read_all=cfg.task.decode)
     findings += datamodule.own_findings() + _mask(datamodule)
-    findings.sort(key=lambda finding: finding.severity)
+    in_words, with_words = _words(datamodule, annotation, cfg.task.decode)
+    findings = sorted(findings + in_words, key=lambda finding: finding.severity)
     parts = _parts(datamodule, annotation, items, words, with_files)
+    for row in parts:
+        row |= {"with OCR": with_words[row["part"]]} if row["part"] in with_words else {}
     path = Path(cfg.paths.run_dir) / "check_data.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     report = {"parts": parts, "findings": [asdict(finding) for finding in findings]}
@@ -90,6 +94,19 @@ def _caption_keys(datamodule: RetrievalDataModule, annotation: Annotation, part:
     """The keys of every caption of a part, under which text features are stored."""
     captions = captions_of(datamodule.split, annotation, part, ids)
     return [caption.keys for of_video in captions.values() for caption in of_video]
+
+
+def _words(
+    datamodule: RetrievalDataModule, annotation: Annotation, read_all: bool
+) -> tuple[list[Finding], dict[str, int]]:
+    """What is wrong with the OCR of each part, and how many of its videos have some."""
+    records = {video.id: video for video in annotation.videos}
+    lists = {
+        part: [records[i] for i in dict.fromkeys(annotation.splits.get(name, ())) if i in records]
+        for part, name in datamodule.split.parts.items()
+    }
+    folder = Path(datamodule.ocr_dir).expanduser() if datamodule.ocr_dir else None
+    return find_in_words(folder, lists, read_all=read_all)
 
 
 def _parts(

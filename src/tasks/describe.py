@@ -61,6 +61,10 @@ def _input_lines(spec: InputSpec) -> Iterator[str]:
         yield f"captions: {spec.tokenizer}"
     for text in spec.text_features:
         yield f"captions: {text.name}, {text.dim}-d, {'a sequence' if text.temporal else 'one vector a caption'}"
+    if spec.words is not None:
+        at_most = f"at most {spec.words.max_words} of {spec.words.min_length} characters and more"
+        places = f"positions {spec.words.position_rule or spec.words.rule}" if spec.words.positions else "no positions"
+        yield f"words in the picture: {at_most}, rule {spec.words.rule}, {places}"
     if spec.frames is not None:
         yield "frames: " + ", ".join(f"{f.name}={getattr(spec.frames, f.name)}" for f in fields(spec.frames))
     for expert in spec.experts:

@@ -96,6 +96,7 @@ class ResultWriter(Callback):
             skills=skills,
             timing={"total_s": round(now - self.started, 2), "test_s": round(now - self._test_started, 2)},
             thumbnail=_Thumbnails(datamodule, part),
+            words=datamodule.shown_words(part),
             details={
                 "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
                 **({"without_expert": lacking} if lacking else {}),
@@ -112,6 +113,8 @@ class ResultWriter(Callback):
             sys.stdout.write(f"excluded: {unknown} captions have no feature and are no queries\n")
         for name, number in lacking.items():
             sys.stdout.write(f"without expert {name}: {number} of the {len(part.videos)} videos\n")
+        if protocol.get("without_ocr"):
+            sys.stdout.write(f"without OCR: {protocol['without_ocr']} of the {len(part.videos)} videos\n")
         write_exports(self.cfg, part, (text, video), model)
         pentathlon.write(self.cfg, part, result, self.further.rescored)
         sys.stdout.write(f"report: {page}\n")

@@ -77,7 +77,7 @@ def test_large_batch_in_chunks_takes_the_memory_of_a_chunk() -> None:
     ratio = found["large / small, step MB"]
     assert ratio == pytest.approx(found["large: step MB"] / found["small: step MB"])
     assert found["small: step MB"] > 10
-    assert ratio < 2, "four times the pairs at once take four times the memory"
+    assert ratio < 1.5, "four times the pairs at once take four times the memory"
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -49,7 +49,7 @@ class Dropping(RetrievalModule):
 
 
 @pytest.mark.parametrize("words", MODELS)
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     captions=st.integers(2, 7),
     videos=st.none() | st.integers(1, 4),

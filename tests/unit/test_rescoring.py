@@ -83,7 +83,7 @@ SIZES = (st.integers(0, 10_000), st.integers(2, 30), st.integers(2, 15))
 ANY_SCALE = st.sampled_from([1.0, 30.0])  # cosines, logits
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(*SIZES, ANY_SCALE, st.sampled_from([None, 0.7, 12.0]))
 def test_dual_softmax_follows_the_formula(
     seed: int, captions: int, videos: int, scale: float, temperature: float | None
@@ -160,7 +160,7 @@ def inverted(matrix: np.ndarray, bank: np.ndarray, beta: float, k: int) -> np.nd
     return new
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(*SIZES, st.integers(1, 40), st.sampled_from([0.5, 20.0, 100.0]), st.integers(0, 2), st.integers(1, 9))
 def test_banks_follow_the_formula(
     seed: int, captions: int, videos: int, queries: int, beta: float, k: int, block: int
@@ -228,7 +228,7 @@ def dense_sinkhorn(scores: np.ndarray, epsilon: float, turns: int) -> tuple[np.n
     return rows[:, None] * kernel * columns, rows, columns
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(*SIZES, st.sampled_from([0.05, 0.3]), st.integers(1, 6))
 def test_sinkhorn_follows_the_formula(seed: int, captions: int, videos: int, epsilon: float, turns: int) -> None:
     scores = problem(seed, captions, videos)

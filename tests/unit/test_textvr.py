@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch import Tensor
 
-from src.batch import FrameSpec, InputSpec
+from src.batch import FrameSpec, InputSpec, WordSpec
 from src.data.benchmarks import textvr
 from src.data.benchmarks.textvr import TextvrDataModule
 from src.data.splits import Counts, SplitSpec
+from src.data.word_checks import find_in_words
 from src.errors import UserError
 
 SPLITS = Path(__file__).resolve().parents[2] / "conf" / "split"
@@ -43,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 def make(folder: Path, split: SplitSpec = BOTH, **options: Any) -> TextvrDataModule:
     options = {"inputs": InputSpec(None), "videos_dir": str(folder), "ocr_dir": str(folder / "ocr")} | options
-    return TextvrDataModule(name="textvr", split=split, annotations_dir=str(folder), **options)
+    return TextvrDataModule(name="textvr", split=split, **{"annotations_dir": str(folder)} | options)
 
 
 def test_parts_domains_and_captions(folder: Path) -> None:
@@ -75,14 +79,37 @@ def test_missing_videos(folder: Path) -> None:
 def test_missing_ocr_files_are_counted(folder: Path) -> None:
     (folder / "ocr" / "Movie").mkdir(parents=True)
     (folder / "ocr" / "Movie" / "a.b.json").write_text("{}")
-    module = make(folder)
+    module = make(folder, inputs=InputSpec(None, words=WordSpec(letters)))  # type: ignore[arg-type]
     module.setup()
-    assert module.ocr_files["Cooking/a.b"] == folder / "ocr" / "Movie" / "a.b.json"
-    assert module.describe("train")["without_ocr"] == 1
-    found = {finding.where: finding for finding in module.own_findings()}
-    assert [len(found[part].items) for part in ("train", "test")] == [1, 3]
-    assert found["train"].severity == "note"
-    assert found["train"].items[0].startswith("Driving/c at ")
+    assert [video.ocr for video in module.part("train").videos] == ["Movie/a.b.json", "Driving/c.json"]
+    assert [module.describe(part)["without_ocr"] for part in ("train", "test")] == [1, 3]
+    findings, counts = find_in_words(folder / "ocr", {name: part.videos for name, part in module.applied.parts.items()})
+    assert counts == {"train": 1, "test": 0}
+    assert [(finding.severity, finding.where, len(finding.items)) for finding in findings] == [
+        ("note", "train", 1),
+        ("note", "test", 3),
+    ]
+    assert findings[0].items[0] == f"Driving/c at {folder / 'ocr' / 'Driving' / 'c.json'}"
+    # OCR of our own extraction stands under the video's id.
+    (folder / "ocr" / "Driving").mkdir()
+    (folder / "ocr" / "Driving" / "c.json").write_text("{}")
+    assert module.describe("train")["without_ocr"] == 0
+    assert "without_ocr" not in make(folder).describe("train")  # a model without words does not care
+
+
+def letters(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    return torch.ones(len(captions), 2, dtype=torch.int64), torch.ones(len(captions), 2, dtype=torch.bool)
+
+
+def test_scrambled_file_cannot_be_asked_for_by_name(folder: Path) -> None:
+    refused = r"TextVR_test_rand.json pairs captions with the wrong videos .* at chance: R@1"
+    for name in ("test_rand", "TextVR_test_rand", "TextVR_test_rand.json"):
+        for part in ("val", "test"):
+            with pytest.raises(UserError, match=refused):
+                make(folder, SplitSpec("mine", parts={**BOTH.parts, part: name})).setup()
+    (folder / "TextVR_test_rand.json").write_text("[]")
+    with pytest.raises(UserError, match=refused):
+        make(folder, TEST, annotations_dir=str(folder / "TextVR_test_rand.json")).setup()
 
 
 def test_scrambled_test_file_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,10 +128,17 @@ def test_scrambled_test_file_is_refused(folder: Path, monkeypatch: pytest.Monkey
         make(folder, TEST).setup()
     (folder / "TextVR_test_rand.json").rename(folder / "TextVR_test.json")
     monkeypatch.setattr(textvr, "TEST_CAPTIONS", textvr._digest([f"test {k}" for k in range(3)]))
-    monkeypatch.setattr(textvr, "TEST_PATHS", textvr._digest([f"Games/t{k}.mp4" for k in range(3)]))
-    with pytest.raises(UserError, match=r"TextVR_test.json pairs captions with the wrong videos"):
-        make(folder, TEST).setup()
+    monkeypatch.setattr(textvr, "TEST_PAIRS", textvr._digest([f"Games/t{k}\ttest {k}" for k in range(3)]))
+    for entries in (scrambled, scrambled[::-1]):  # in whatever order
+        (folder / "TextVR_test.json").write_text(json.dumps(entries))
+        with pytest.raises(UserError, match=r"TextVR_test.json pairs captions with the wrong videos"):
+            make(folder, TEST).setup()
+    # As train file, too, for a split that validates on a part of it.
+    (folder / "TextVR_test.json").rename(folder / "TextVR_train.json")
     (folder / "true.json").rename(folder / "TextVR_test.json")
+    with pytest.raises(UserError, match=r"TextVR_train.json pairs captions with the wrong videos"):
+        make(folder).setup()
+    (folder / "TextVR_train.json").unlink()
     make(folder, TEST).setup()
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from src.data.annotation import Annotation, CaptionRecord, VideoRecord
 from src.data.benchmarks.published import PublishedDataModule, read_json
-from src.data.checks import Finding
 from src.errors import UserError
 
 TRAIN, TEST, SCRAMBLED = "TextVR_train.json", "TextVR_test.json", "TextVR_test_rand.json"
-# SHA-256 of the captions and of the paths of the published test file, one a line: what tells its scrambled copy,
-# which has the same captions, under whatever name.
-TEST_CAPTIONS = "04d5c4995f2b513522501f4a44fbcdb2ec31ffbc0da07a37fcb9c4191f9a5325"
-TEST_PATHS = "a6825b34ae8b2a83595ba04a506106008894426cb31c7f16d74e3955c71c6816"
+# SHA-256 of the sorted captions of the published test file and of its sorted pairs `<video id>\t<caption>`, one a line:
+# what tells its scrambled copy, which has the same captions, under whatever name and in whatever order.
+TEST_CAPTIONS = "b223f2bc51201409c064a8e5e798697b2b2121f75e28db88023a828955d0f4ef"
+TEST_PAIRS = "0e35c389df4954a3aac22b10876a7403f88a7a909b9d4d74dd24ba243dfecb5c"
 VIDEO_FOLDERS = ("Video", "Videos")  # the code reads the first, the README names the second
 
 Entry = dict[str, Any]
@@ -27,18 +26,12 @@ Entry = dict[str, Any]
 class TextvrDataModule(PublishedDataModule):
     """TextVR in the authors' folder.
 
-    A video's id is its path without extension (`Cooking/xyz`); its domain is the tag "domain". `ocr_files` says where
-    each video's OCR file is expected: the file may stand under another domain than the video.
-
-    Attributes:
-        ocr_dir: folder with <domain>/<id>.json.
+    A video's id is its path without extension (`Cooking/xyz`); its domain is the tag "domain". Its OCR file may stand
+    under another domain than the video; one of `task=extract extractor=ocr` stands under the id.
 
     Source: facts of the files of callsys/TextVR@ae16786.
     Deviates: upstream selects on TextVR_test_rand.json, whose videos do not belong to their captions; it is refused.
     """
-
-    ocr_dir: str
-    ocr_files: dict[str, Path] = field(default_factory=dict, init=False)
 
     steps: ClassVar[str] = (
         "get the annotations, the resized videos (5.4 GB) and Kwai_VideoOCR from the links of "
@@ -49,6 +42,7 @@ class TextvrDataModule(PublishedDataModule):
     )
 
     def read(self) -> Annotation:
+        self._refuse_by_name()
         videos: dict[str, VideoRecord] = {}
         captions: list[CaptionRecord] = []
         splits: dict[str, tuple[str, ...]] = {}
@@ -57,38 +51,18 @@ class TextvrDataModule(PublishedDataModule):
             if path is None:
                 continue
             entries = _read_entries(path)
-            if name == "test":
-                self._refuse_scrambled(path, entries)
+            _refuse_scrambled(path, entries)
             ids = []
             for entry in entries:
                 file = PurePosixPath(entry["path"])
-                video_id = str(file.with_suffix(""))
+                video_id = _video_id(entry["path"])
                 ids.append(video_id)
                 # A video listed twice is found by the split's own check.
-                videos[video_id] = VideoRecord(video_id, root / file, tags=(("domain", file.parts[0]),))
+                domain, ocr = file.parts[0], str(entry["videos_info"]["Kwai_OCR"])
+                videos[video_id] = VideoRecord(video_id, root / file, tags=(("domain", domain),), ocr=ocr)
                 captions += [CaptionRecord(video_id, str(info["caption"])) for info in entry["captions_info"]]
-                self.ocr_files[video_id] = Path(self.ocr_dir).expanduser() / entry["videos_info"]["Kwai_OCR"]
             splits[name] = tuple(ids)
         return Annotation(tuple(videos.values()), tuple(captions), splits)
-
-    def describe(self, part: str = "test") -> dict[str, Any]:
-        """Protocol facts, with the number of videos that have no OCR file."""
-        ids = [video.id for video in self.part(part).videos]
-        return super().describe(part) | {"without_ocr": len(self.without_ocr(ids))}
-
-    def own_findings(self) -> list[Finding]:
-        """Videos without OCR file, per part: their word list is empty."""
-        splits = self.read().splits
-        lists = {part: splits.get(name, ()) for part, name in self.split.parts.items()}
-        return [
-            Finding("note", "missing OCR file", part, tuple(f"{i} at {self.ocr_files[i]}" for i in lacking))
-            for part, ids in lists.items()
-            if (lacking := self.without_ocr(ids))
-        ]
-
-    def without_ocr(self, ids: Sequence[str]) -> list[str]:
-        """Those of the videos that have no OCR file."""
-        return [video_id for video_id in ids if not self.ocr_files[video_id].is_file()]
 
     def _video_root(self) -> Path:
         """videos_dir itself where it has the domains, else its folder Video or Videos.
@@ -109,19 +83,30 @@ class TextvrDataModule(PublishedDataModule):
             raise UserError(_refusal(self.folder / SCRAMBLED))
         return self.need((TEST,), "test")
 
-    def _refuse_scrambled(self, path: Path, entries: Sequence[Entry]) -> None:
-        """Raise UserError when the test file is the scrambled one under another name."""
-        captions, paths = _captions(entries), [entry["path"] for entry in entries]
-        if _digest(captions) == TEST_CAPTIONS and _digest(paths) != TEST_PATHS:
+    def _refuse_by_name(self) -> None:
+        """Raise UserError when the scrambled file is asked for as annotation or as a list of the split."""
+        path, scrambled = Path(self.annotations_dir).expanduser(), PurePosixPath(SCRAMBLED).stem.casefold()
+        wanted = {str(name).casefold() for name in self.split.parts.values()}
+        if path.name.casefold() == SCRAMBLED.casefold():
             raise UserError(_refusal(path))
+        if wanted & {scrambled, f"{scrambled}.json", "test_rand"}:
+            raise UserError(_refusal(path / SCRAMBLED))
 
 
-def _captions(entries: Sequence[Entry]) -> list[str]:
-    return [str(info["caption"]) for entry in entries for info in entry["captions_info"]]
+def _refuse_scrambled(path: Path, entries: Sequence[Entry]) -> None:
+    """Raise UserError when a file is the scrambled one under another name, as test or as train file."""
+    pairs = [(_video_id(entry["path"]), str(info["caption"])) for entry in entries for info in entry["captions_info"]]
+    known = _digest(caption for _, caption in pairs) == TEST_CAPTIONS
+    if known and _digest("\t".join(pair) for pair in pairs) != TEST_PAIRS:
+        raise UserError(_refusal(path))
 
 
-def _digest(lines: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def _video_id(path: str) -> str:
+    return str(PurePosixPath(path).with_suffix(""))
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _refusal(path: Path) -> str:

@@ -69,7 +69,20 @@
     const name = element("bdi", "name", video.name.split("/").pop());
     name.title = video.name;
     item.append(thumb(video), line, name);
+    if (video.words && video.words.length) {
+      const read = element("span", "words", video.words.join(" "));
+      read.title = "words in the picture: " + video.words.join(", ");
+      item.append(read);
+    }
     return item;
+  }
+
+  // What was read in the picture, for the video that a query is about; nothing for models that read no words.
+  function wordLine(video) {
+    if (!video.words) return "";
+    const read = element("p", "sub read", "words in the picture: " + (video.words.join(", ") || "none"));
+    read.dir = "auto";
+    return read;
   }
 
   function captionItem(index, place, value, isTrue) {
@@ -91,13 +104,13 @@
       const text = element("p", "text", data.captions[row.q].text);
       text.dir = "auto";
       const video = data.videos[row.true];
-      words.append(text, element("p", "sub", ["true: " + video.name, ...video.tags].join(" · ")));
+      words.append(text, element("p", "sub", ["true: " + video.name, ...video.tags].join(" · ")), wordLine(video));
       row.top.forEach((v, i) => list.append(videoItem(v, i + 1, row.scores[i], v === row.true)));
       if (!row.top.includes(row.true)) list.append(videoItem(row.true, row.rank, row.own, true));
     } else {
       const video = data.videos[row.q];
       head.append(thumb(video));
-      words.append(element("p", "text", video.name), element("p", "sub", video.tags.join(" · ")));
+      words.append(element("p", "text", video.name), element("p", "sub", video.tags.join(" · ")), wordLine(video));
       row.top.forEach((c, i) => list.append(captionItem(c, i + 1, row.scores[i], data.captions[c].video === row.q)));
       if (!row.top.some((c) => data.captions[c].video === row.q)) list.append(captionItem(row.true, row.rank, row.own, true));
     }
@@ -116,7 +129,8 @@
       const video = data.videos[side === "t2v" ? row.true : row.q];
       if (tag && !video.tags.includes(tag)) return false;
       if (!words.length) return true;
-      const text = (video.name + " " + data.captions[side === "t2v" ? row.q : row.true].text).toLocaleLowerCase();
+      const caption = data.captions[side === "t2v" ? row.q : row.true].text;
+      const text = [video.name, caption, ...(video.words || [])].join(" ").toLocaleLowerCase();
       return words.every((word) => text.includes(word));
     });
     const order = byId("order").value;
