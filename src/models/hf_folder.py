@@ -60,8 +60,13 @@ class HfFolder:
     trust: bool = False
 
     @classmethod
-    def find(cls, name: str, trust: bool) -> HfFolder:
+    def find(cls, name: str, trust: bool, option: str = "model.path") -> HfFolder:
         """A folder, one of our configurations by name, or else a repository of the hub, which is fetched.
+
+        Args:
+            name: which.
+            trust: run the Python files that the folder brings.
+            option: what the user sets it with, for messages.
 
         Raises:
             UserError: there is none, or the hub cannot be reached.
@@ -70,9 +75,9 @@ class HfFolder:
         if not folder.is_dir() and (OURS / name).is_dir():
             folder = OURS / name
         if not folder.is_dir():
-            folder = _fetch(name)
+            folder = _fetch(name, option)
         if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} has no config.json, expected a transformers folder; check model.path")
+            raise UserError(f"{folder} has no config.json, expected a transformers folder; check {option}")
         return cls(folder, trust)
 
     @cached_property
@@ -160,7 +165,7 @@ class HfFolder:
 
     def _known(self, weights: bool) -> nn.Module:
         """A network of transformers, or of the folder's own Python files where these are trusted."""
-        with _transformers() as (transformers, options):
+        with transformers_module() as (transformers, options):
             options = {**options, "trust_remote_code": self.trust}
             try:
                 config = transformers.AutoConfig.from_pretrained(str(self.path), **options)
@@ -191,13 +196,13 @@ class HfFolder:
         return model
 
 
-def _fetch(name: str) -> Path:
+def _fetch(name: str, option: str) -> Path:
     """Copy a repository of the hub into its cache, or find it there."""
     parts = name.split("/")
     if len(parts) > 2 or not all(parts) or name.startswith((".", "~")):
         ours = ", ".join(sorted(path.name for path in OURS.iterdir() if path.is_dir()))
         raise UserError(
-            f"found no folder at model.path={name}, expected one with config.json, a hub name such as "
+            f"found no folder at {option}={name}, expected one with config.json, a hub name such as "
             f"openai/clip-vit-base-patch32, or one of ours ({ours})"
         )
     if importlib.util.find_spec("huggingface_hub") is None:
@@ -209,13 +214,13 @@ def _fetch(name: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:160]
         raise UserError(
-            f"model.path={name} is no folder here and could not be fetched from the hub ({reason}); fetch it on a "
-            f"machine with network (hf download {name} --local-dir FOLDER) and set model.path=FOLDER"
+            f"{option}={name} is no folder here and could not be fetched from the hub ({reason}); fetch it on a "
+            f"machine with network (hf download {name} --local-dir FOLDER) and set {option}=FOLDER"
         ) from None
 
 
 @contextmanager
-def _transformers():  # type: ignore[no-untyped-def]
+def transformers_module():  # type: ignore[no-untyped-def]
     """The package, imported late because that takes seconds, and options under which it asks nobody."""
     if importlib.util.find_spec("transformers") is None:
         raise _need("transformers")

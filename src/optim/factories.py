@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from src.errors import UserError
 from src.optim.bert_adam import BertAdam
 from src.optim.groups import parameter_groups, read_rules
+from src.optim.hf_adamw import HFAdamW
 from src.optim.ranger import RAdam, Ranger
 
 
@@ -100,6 +101,31 @@ class AdamFactory:
         if on_cpu:  # Lightning takes the attribute for a reason not to clip gradients; there is no scaling on the CPU
             optimizer._step_supports_amp_scaling = False
         return optimizer
+
+
+@dataclass(frozen=True)
+class HFAdamWFactory:
+    """AdamW of transformers 4; see `HFAdamW`.
+
+    Attributes:
+        lr: base learning rate.
+        weight_decay: base weight decay.
+        betas: β₁, β₂.
+        eps: ε, added before the bias is corrected.
+        rules: parameter groups; see `GroupRule`.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
+    betas: Sequence[float] = (0.9, 0.999)
+    eps: float = 1e-6
+    rules: Sequence[Mapping[str, Any]] = ()
+
+    def build(self, named_parameters: Iterable[tuple[str, Tensor]], total_steps: int) -> Optimizer:
+        """`total_steps` is not used: the schedule is the scheduler's."""
+        groups = parameter_groups(named_parameters, self.lr, self.weight_decay, read_rules(self.rules))
+        beta1, beta2 = self.betas
+        return HFAdamW(groups, self.lr, betas=(beta1, beta2), eps=self.eps)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def test_gradients_are_those_of_the_whole_batch(
     assert_same(step(model, batch, chunks), step(model, batch))
 
 
-@pytest.mark.parametrize("words", ["model=clip2video"])
+@pytest.mark.parametrize("words", ["model=clip2video", "model=internvideo", "model=clip4clip model/head=wti"])
 def test_chunks_and_recomputed_blocks_go_together(words: str) -> None:
     batch, expected = pairs(7, 5), step(cached_model(words), pairs(7, 5))
     both = build_tiny(f"{words} model.activation_checkpointing=true")
