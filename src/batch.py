@@ -213,6 +213,8 @@ class Tokenizer(Protocol):
 
 
 FrameSampling = Literal["uniform", "clip2video", "clip4clip", "frozen", "internvideo"]
+FrameResize = Literal["crop", "squash", "frozen", "textvr"]
+FrameAugment = Literal["none", "frozen", "textvr"]
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,9 @@ class FrameSpec:
         framerate: frames per second (clip4clip, internvideo) or stride (clip2video) of the first pass; see the rule.
         position: which part of a long clip4clip list survives: 0 head, 1 tail, 2 uniform.
         resize: "crop" = short side to image_size (bicubic, antialiased) and centre crop (CLIP);
-            "squash" = both sides to image_size (TextVR).
+            "squash" = both sides to image_size (bilinear, antialiased). "frozen" and "textvr" = the same two shapes as
+            the published code of Frozen in Time and TextVR makes them (`src.data.frozen_transforms`).
+        augment: how training changes the frames (`src.data.frozen_transforms.training_frames`).
     """
 
     num_frames: int
@@ -234,7 +238,8 @@ class FrameSpec:
     sampling: FrameSampling = "uniform"
     framerate: int = 1
     position: Literal[0, 1, 2] = 2
-    resize: Literal["crop", "squash"] = "crop"
+    resize: FrameResize = "crop"
+    augment: FrameAugment = "none"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 
 from src.batch import InputSpec, PairBatch, TextBatch, VideoBatch
-from src.data.annotation import Annotation, CaptionRecord, VideoRecord
+from src.data.annotation import Annotation, VideoRecord
 from src.data.caption_mask import KeptCaptions, apply_mask, captions_to_train_on
 from src.data.caption_tokens import CaptionTokens
 from src.data.checks import Finding
@@ -30,11 +30,12 @@ from src.data.datasets import (
     VideoItems,
 )
 from src.data.feature_source import FeatureSource
-from src.data.held_out import in_words
 from src.data.loader import BatchLoader, worker_options
+from src.data.part_facts import all_problems, part_facts
 from src.data.samplers import ShardBatchSampler, TrainBatchSampler
 from src.data.splits import AppliedSplit, SplitPart, SplitSpec, apply_split
 from src.data.teachers import TeacherSource
+from src.data.topics import topics_part
 from src.data.video import Backend, Problem, read_problems
 from src.data.words import ShownWords, WordSource
 from src.errors import UserError
@@ -278,18 +279,8 @@ class RetrievalDataModule(LightningDataModule, ABC):
         Raises:
             UserError: the model reads precomputed text features, which topics do not have.
         """
-        if self.text_features:
-            names = ", ".join(spec.name for spec in self.inputs.text_features)
-            raise UserError(
-                f"the model reads precomputed text features ({names}), but topics have none; "
-                "search with a model that reads words"
-            )
-        topics = [topic for edition in self.annotation.topics.values() for topic in edition]
-        texts = tuple(CaptionRecord("", topic.text) for topic in topics)
-        return [
-            self._video_loader(self.part("test")),
-            self._caption_loader(SplitPart("topics", (), texts, (-1,) * len(texts))),
-        ]
+        topics = topics_part(self.annotation, self.inputs.text_features)
+        return [self._video_loader(self.part("test")), self._caption_loader(topics)]
 
     def _video_loader(self, part: SplitPart) -> BatchLoader[VideoBatch]:
         return BatchLoader(
@@ -311,36 +302,17 @@ class RetrievalDataModule(LightningDataModule, ABC):
     @property
     def problems(self) -> list[Problem]:
         """What is missing from the parts asked for, each once: left out by the split, or unreadable in any process."""
-        unreadable = [*self.source.problems.values(), *(self.words.problems.values() if self.words else ())]
+        met = [*self.source.problems.values(), *(self.words.problems.values() if self.words else ())]
         if self.problems_file is not None:
-            unreadable += read_problems(self.problems_file)
-        part_of = {video.id: part.name for part in self.applied.parts.values() for video in part.videos}
-        left_out = [
-            Problem(item.video_id, item.path, item.detail, item.kind, item.part)
-            for item in self.applied.excluded
-            if item.part in self._used_parts
-        ]
-        found = [replace(problem, part=part_of.get(problem.video_id, "")) for problem in unreadable]
-        return list(dict.fromkeys(left_out + found))
+            met += read_problems(self.problems_file)
+        return all_problems(self.applied, self._used_parts, met)
 
     def describe(self, part: str = "test") -> dict[str, Any]:
         """Protocol facts of one part: what a number in a table depends on besides the model."""
         chosen = self.part(part)
-        per_video = chosen.captions_per_video()
-        same = len(set(per_video)) == 1
-        facts: dict[str, Any] = {
-            "dataset": self.name,
-            "split": self.split.name,
-            "subset": self.split.subset,
-            "part": part,
-            "num_videos": len(chosen.videos),
-            "num_captions": len(chosen.captions),
-            "captions_per_video": per_video[0] if same else round(len(chosen.captions) / max(len(per_video), 1), 2),
-            "caption_policy": self.split.captions.get(part, "all"),
-            "val_holdout": self.split.val_holdout,
-            "excluded": self.applied.excluded_counts(part),
-            "without_expert": self.experts.lacking((video.key,) for video in chosen.videos),
-        } | in_words(self.split.caption_holdout.get(part))
+        facts = part_facts(self.name, self.split, chosen)
+        facts["excluded"] = self.applied.excluded_counts(part)
+        facts["without_expert"] = self.experts.lacking((video.key,) for video in chosen.videos)
         if self.words:
             facts["without_ocr"] = len(self.words.lacking(chosen.videos))
         return facts | ({"caption_mask": self.kept_captions.words()} if self.kept_captions else {})

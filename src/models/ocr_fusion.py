@@ -163,7 +163,9 @@ class OcrFusion(nn.Module):
         for rows in order_N.split(self.words_per_pass):
             longest = max(1, int(lengths_N[rows[-1]]))
             inputs = tokens_NL[rows, :longest], mask_NL[rows, :longest]
-            pieces.append(checkpoint(self.ocr_model, *inputs, use_reentrant=False) if recompute else self.ocr_model(*inputs))
+            pieces.append(
+                checkpoint(self.ocr_model, *inputs, use_reentrant=False) if recompute else self.ocr_model(*inputs)
+            )
         return torch.cat(pieces)[torch.argsort(order_N)]
 
 
@@ -180,5 +182,7 @@ def words_of(batch: VideoBatch) -> WordBatch:
         UserError: the data gives none.
     """
     if batch.words is None:
-        raise UserError("this model reads the words in the picture, the data set gives none; set dataset.ocr_dir=FOLDER")
+        raise UserError(
+            "this model reads the words in the picture, the data set gives none; set dataset.ocr_dir=FOLDER"
+        )
     return batch.words
