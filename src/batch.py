@@ -289,6 +289,29 @@ class WordSpec:
 
 
 @dataclass(frozen=True)
+class WindowSpec:
+    """Evaluation over several frame samples of each video, shifted against each other (`src.data.sliding_window`).
+
+    The rows of `VideoBatch` are then windows: those of one video stand side by side and have its id.
+
+    Attributes:
+        stride: frames between two windows.
+        count: how many there are; `src.data.sliding_window.window_starts` documents both.
+        most: at most so many, spread evenly over all of them; None = no limit.
+    """
+
+    stride: int
+    count: Literal["intervals", "upstream"] = "intervals"
+    most: int | None = 64
+
+    @property
+    def words(self) -> str:
+        """For the protocol."""
+        limit = "" if self.most is None else f", at most {self.most}"
+        return f"every {self.stride} frames ({self.count}{limit})"
+
+
+@dataclass(frozen=True)
 class InputSpec:
     """What a model needs from the data; the only thing a DataModule learns of the model.
 
@@ -299,6 +322,7 @@ class InputSpec:
         text_features: precomputed features of captions.
         teachers: stores of scores that training imitates; evaluation neither reads nor asks for them.
         words: None for models that read no words in the picture.
+        windows: for evaluations over several frame samples of a video; None = one of each.
     """
 
     tokenizer: Tokenizer | None
@@ -307,3 +331,4 @@ class InputSpec:
     text_features: tuple[ExpertSpec, ...] = ()
     teachers: tuple[str, ...] = ()
     words: WordSpec | None = None
+    windows: WindowSpec | None = None

@@ -45,7 +45,8 @@ class History(Callback):
         self.rows.append(row)
         if trainer.is_global_zero:
             self._write()
-            shown = {"loss": row.get("train/loss"), "t2v R@1": row.get("val/t2v/R1"), "v2t R@1": row.get("val/v2t/R1")}
+            shown = {"loss": row.get("train/loss"), "validation loss": row.get("val/loss")}
+            shown |= {"t2v R@1": row.get("val/t2v/R1"), "v2t R@1": row.get("val/v2t/R1")}
             parts = [f"{name} {value:.4g}" for name, value in shown.items() if value is not None]
             log.info("epoch %d/%s: %s, %.0f s", row["epoch"] + 1, trainer.max_epochs, ", ".join(parts), row["epoch_s"])
 

@@ -9,7 +9,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 TaskName = Literal[
-    "fit", "evaluate", "score", "prepare", "check_data", "describe", "convert", "compare", "bench", "extract"
+    "fit",
+    "evaluate",
+    "score",
+    "prepare",
+    "check_data",
+    "describe",
+    "convert",
+    "compare",
+    "bench",
+    "extract",
+    "export_submission",
 ]  # a name here has src/tasks/<name>.py with `run(cfg)` and conf/task/<name>.yaml
 Modality = Literal["frames", "audio", "features"]
 

@@ -316,15 +316,16 @@ def _check_inputs(values: dict[str, Any], context: Context) -> None:
             "of an ad-hoc video search, or task.predictions=FILE of the Video Pentathlon"
         )
     for key, path in {**{key: values[key] for key in ("similarity", "captions", "videos")}, **run_files}.items():
-        if task == "score" and path and not Path(path).is_file():
+        if task in ("score", "export_submission") and path and not Path(path).is_file():
             raise UserError(f"{key}={path} does not exist; give the path of the file")
     checkpoint = values["ckpt_path"]
     if checkpoint and not (task == "fit" and checkpoint == "last") and not Path(checkpoint).exists():
         raise UserError(f"ckpt_path={checkpoint} does not exist; give the path of a checkpoint")
     untrained = not checkpoint and not values["model"].get("pretrained")
-    if task == "evaluate" and untrained and not values["task"].get("random_weights"):
+    encodes = task == "evaluate" or (task == "export_submission" and not values["similarity"])
+    if encodes and untrained and not values["task"].get("random_weights"):
         raise UserError(
-            f"task=evaluate has no weights ({context.name('model')} is not pretrained); give ckpt_path=…, or "
+            f"task={task} has no weights ({context.name('model')} is not pretrained); give ckpt_path=…, or "
             "model.pretrained=openai, or task.random_weights=true to evaluate an untrained model"
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from src.convert import clip4clip, collaborative_experts, dual_encoding, howto100m, internvideo, xpool
+from src.convert import clip4clip, collaborative_experts, dual_encoding, frozen, howto100m, internvideo, xpool
 from src.models.base import RetrievalModule
 
 State = Mapping[str, Tensor]
@@ -31,6 +31,10 @@ class Family:
         options_told: the model options among the extras that change what the model computes.
         content: what a published file holds, from published names, the model's options and the extras with which the
             tensors came; None where it is a state dict as it is, which goes into a safetensors file.
+        left_out: what of a published file is not converted, for the log.
+        check_inputs: raises UserError where the model reads other things than the checkpoint.
+        resolved: the model's options, with defaults that others imply spelled out.
+        fitted: our tensors with what the model's options may change about them, and what was changed, for the log.
     """
 
     name: str
@@ -47,6 +51,9 @@ class Family:
         default=lambda model, state, extras, source: None
     )
     resolved: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda options: options)
+    fitted: Callable[[RetrievalModule, State, Mapping[str, Any]], tuple[State, list[str]]] = field(
+        default=lambda model, state, options: (state, [])
+    )
 
 
 FAMILIES = (
@@ -86,6 +93,20 @@ FAMILIES = (
         exports={"upstream": howto100m.to_upstream},
         left_out=howto100m.left_out,
         check_inputs=howto100m.check_inputs,
+    ),
+    Family(
+        "Frozen in Time and TextVR",
+        is_ours=frozen.is_ours,
+        is_published=frozen.is_published,
+        from_upstream=frozen.from_upstream,
+        exports={"upstream": frozen.to_upstream},
+        options_of=frozen.options_of,
+        extras=frozen.extras,
+        content=frozen.file_content,
+        left_out=frozen.left_out,
+        check_inputs=frozen.check_inputs,
+        resolved=frozen.resolved,
+        fitted=frozen.fitted,
     ),
     Family(  # before those of CLIP: its similarity headers have their names
         "InternVideo",

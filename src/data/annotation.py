@@ -6,7 +6,7 @@ Plain, hashable and free of tensors, so that they can be compared, printed and c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -97,9 +97,9 @@ class Annotation:
         qrels: edition -> judgements.
     """
 
-    videos: tuple[VideoRecord, ...]
-    captions: tuple[CaptionRecord, ...]
-    splits: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    videos: Sequence[VideoRecord]
+    captions: Sequence[CaptionRecord]
+    splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
     paired: dict[str, tuple[CaptionRecord, ...]] = field(default_factory=dict)
     topics: dict[str, tuple[TopicRecord, ...]] = field(default_factory=dict)
     qrels: dict[str, tuple[Judgement, ...]] = field(default_factory=dict)

@@ -128,7 +128,7 @@ def apply_mask(path: Path, part: SplitPart) -> KeptCaptions:
         kept_N[position] = digits[number] == "1"
     if not kept_N.any():
         raise UserError(f"{path} leaves no caption of the {part.name} part; drop dataset.caption_mask")
-    with_caption = {part.video_index[position] for position in np.flatnonzero(kept_N)}
+    with_caption = {part.video_index[position] for position in np.flatnonzero(kept_N).tolist()}
     gone = tuple(video.id for index, video in enumerate(part.videos) if index not in with_caption)
     return KeptCaptions(kept_N, int((~kept_N).sum()), gone, path.name)
 

@@ -50,9 +50,42 @@ class CaptionTokens:
     def batch(self, ids: Tensor, video_ids: Tensor) -> TextBatch:
         """The captions `ids`, cut after the longest of them (in steps of 8, for the kernels): padding costs time."""
         mask_BL = self.mask_NL[ids]
-        longest = int((mask_BL * torch.arange(1, mask_BL.shape[1] + 1)).max()) if mask_BL.numel() else 1
-        length = min(-(-longest // 8) * 8, mask_BL.shape[1])
+        length = _cut_at(mask_BL)
         return TextBatch(self.tokens_NL[ids, :length].long(), mask_BL[:, :length], ids, video_ids)
+
+
+class TokensOnDemand(CaptionTokens):
+    """Captions of a part of millions, tokenised when a batch asks for them: their ids would not fit into memory.
+
+    Args:
+        captions: texts.
+        tokenizer: the model's tokeniser.
+    """
+
+    def __init__(self, captions: Sequence[str], tokenizer: Tokenizer) -> None:
+        self.captions = captions
+        self.tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def lengths(self) -> Tensor:
+        """int64 (N,): tokens of each caption; tokenises all of them, a few thousand at a time."""
+        starts = range(0, len(self), FEWEST_TO_KEEP)
+        found = [self.tokenizer(list(self.captions[start : start + FEWEST_TO_KEEP]))[1].sum(1) for start in starts]
+        return torch.cat(found)
+
+    def batch(self, ids: Tensor, video_ids: Tensor) -> TextBatch:
+        """The captions `ids`, cut as those of `CaptionTokens`."""
+        tokens_BL, mask_BL = self.tokenizer([self.captions[index] for index in ids.tolist()])
+        length = _cut_at(mask_BL)
+        return TextBatch(tokens_BL[:, :length].long(), mask_BL[:, :length], ids, video_ids)
+
+
+def _cut_at(mask_BL: Tensor) -> int:
+    """Length of a batch: that of its longest caption, in steps of 8."""
+    longest = int((mask_BL * torch.arange(1, mask_BL.shape[1] + 1)).max()) if mask_BL.numel() else 1
+    return min(-(-longest // 8) * 8, mask_BL.shape[1])
 
 
 def _nothing(count: int) -> tuple[Tensor, Tensor]:

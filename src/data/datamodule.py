@@ -37,6 +37,7 @@ from src.data.splits import AppliedSplit, SplitPart, SplitSpec, apply_split
 from src.data.teachers import TeacherSource
 from src.data.topics import topics_part
 from src.data.video import Backend, Problem, read_problems
+from src.data.windowed_videos import WindowCollate, WindowedVideos
 from src.data.words import ShownWords, WordSource
 from src.errors import UserError
 
@@ -283,10 +284,12 @@ class RetrievalDataModule(LightningDataModule, ABC):
         return [self._video_loader(self.part("test")), self._caption_loader(topics)]
 
     def _video_loader(self, part: SplitPart) -> BatchLoader[VideoBatch]:
+        windows, collate = self.inputs.windows, VideoCollate(part, self.inputs, self.experts, self.words)
+        size = self.eval_batch_size if windows is None else 1  # a video may have many windows
         return BatchLoader(
-            VideoItems(part, self.source),
-            batch_sampler=ShardBatchSampler(len(part.videos), self.eval_batch_size, *self._rank_and_world_size()),
-            collate_fn=VideoCollate(part, self.inputs, self.experts, self.words),
+            VideoItems(part, self.source) if windows is None else WindowedVideos(part, self.source, windows),
+            batch_sampler=ShardBatchSampler(len(part.videos), size, *self._rank_and_world_size()),
+            collate_fn=collate if windows is None else WindowCollate(collate),
             **self._worker_options(self.eval_batch_size),
         )
 
@@ -315,6 +318,8 @@ class RetrievalDataModule(LightningDataModule, ABC):
         facts["without_expert"] = self.experts.lacking((video.key,) for video in chosen.videos)
         if self.words:
             facts["without_ocr"] = len(self.words.lacking(chosen.videos))
+        if self.inputs.windows:
+            facts["windows"] = self.inputs.windows.words
         return facts | ({"caption_mask": self.kept_captions.words()} if self.kept_captions else {})
 
     def state_dict(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from src.data.frame_cache import FrameCache, load_frames, read_shape
 from src.data.samplers import SampleKey
 from src.data.splits import SplitPart
 from src.data.teachers import TeacherSource
+from src.data.transforms import to_training_square
 from src.data.video import Backend, Problem, VideoError, VideoShape, append_problem, resolve_backend
 from src.data.words import WordSource
 
@@ -88,14 +89,14 @@ class FrameSource:
 
         Args:
             record: the video.
-            rng: given in training, where the sampling rule may jitter the frame positions.
+            rng: given in training, where the sampling rule may jitter the frame positions, and frames may be changed.
         """
         if self.spec is None:
             return Frames(np.zeros((0, 3, 0, 0), dtype=np.uint8), 0)
         if record.id in self.problems:  # a broken file costs its time limit once, not once per epoch
             return None
         if record.id in self._memory:
-            return self._memory[record.id]
+            return self._changed(self._memory[record.id], rng)
         try:
             frames, n_valid = load_frames(
                 record,
@@ -106,12 +107,22 @@ class FrameSource:
                 rng=None if self._keeps else rng,
             )
         except VideoError as error:
-            self._report(Problem(record.id, str(record.path), error.reason))
+            self.report(Problem(record.id, str(record.path), error.reason))
             return None
         loaded = Frames(frames, n_valid)
         if self._keeps:
             self._memory[record.id] = loaded
+            return self._changed(loaded, rng)
         return loaded
+
+    def _changed(self, kept: Frames, rng: np.random.Generator | None) -> Frames:
+        """What training makes of frames that are kept in memory, which evaluation sees as they are."""
+        if self.spec is None or rng is None or self.spec.augment == "none":
+            return kept
+        frames_TCHW = np.zeros_like(kept.frames_TCHW)
+        squares_THWC = kept.frames_TCHW[: kept.n_valid].transpose(0, 2, 3, 1)
+        frames_TCHW[: kept.n_valid] = to_training_square(squares_THWC, self.spec, rng)
+        return Frames(frames_TCHW, kept.n_valid)
 
     def has_cached(self, record: VideoRecord) -> bool:
         """Whether the disk cache holds the video, so that its file is not needed."""
@@ -137,7 +148,7 @@ class FrameSource:
             self._disk = FrameCache.open(self.cache_dir, self.spec)
         return self._disk
 
-    def _report(self, problem: Problem) -> None:
+    def report(self, problem: Problem) -> None:
         self.problems[problem.video_id] = problem
         if self.problems_file is not None:
             append_problem(self.problems_file, problem)
@@ -188,12 +199,17 @@ class TrainPairs(Dataset[PairItem | None]):
         self.seed = seed
         self.samples = samples
         self.share_videos = share_videos
-        self._captions = list(range(len(part.captions))) if kept is None else np.flatnonzero(kept).tolist()
-        self._captions_of: list[list[int]] = [[] for _ in part.videos]
+        every = range(len(part.videos))
+        self._captions: Sequence[int] = range(len(part.captions)) if kept is None else np.flatnonzero(kept).tolist()
+        self._videos: Sequence[int] = every
+        self._captions_of: list[list[int]] = []
+        if samples == "all_captions" and kept is None:  # of millions, no list is made that nobody needs
+            return
+        self._captions_of = [[] for _ in every]
         for caption in self._captions:
             self._captions_of[part.video_index[caption]].append(caption)
-        every = range(len(part.videos))
-        self._videos = list(every) if kept is None else [video for video in every if self._captions_of[video]]
+        if kept is not None:
+            self._videos = [video for video in every if self._captions_of[video]]
 
     def __len__(self) -> int:
         return len(self._captions if self.samples == "all_captions" else self._videos)

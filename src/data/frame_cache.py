@@ -31,7 +31,7 @@ from PIL import Image
 from src.batch import FrameSpec
 from src.data.annotation import VideoRecord
 from src.data.sampling import check_spec, frame_indices, segment_frames, uniform_indices
-from src.data.transforms import to_square
+from src.data.transforms import to_square, to_training_square
 from src.data.video import DEFAULT_TIMEOUT_S, Backend, VideoError, VideoReader, VideoShape, open_video
 from src.errors import UserError
 
@@ -72,13 +72,18 @@ class Recipe:
     def facts(self) -> dict[str, Any]:
         """Flat and comparable, as the manifest holds it."""
         rest = {key: value for key, value in asdict(self).items() if key != "spec"}
-        return {"version": RECIPE_VERSION} | asdict(self.spec) | rest
+        return {"version": RECIPE_VERSION} | stored_facts(self.spec) | rest
 
     @property
     def row_shape(self) -> tuple[int, int, int, int]:
         """Shape of one video in a raw shard."""
         size = self.spec.image_size
         return (self.spec.num_frames + self.extra_frames, 3, size, size)
+
+
+def stored_facts(spec: FrameSpec) -> dict[str, Any]:
+    """What of a model's wishes decides which bytes are stored: not how training changes them."""
+    return {key: value for key, value in asdict(spec).items() if key != "augment"}
 
 
 def fingerprint(facts: dict[str, Any]) -> str:
@@ -128,7 +133,10 @@ def decode(
             raise VideoError(record.path, str(error)) from error
         frames_THWC = reader.read(shown + extra)
         shape = _shape(frames_THWC, reader, record)
-    frames_TCHW = to_square(frames_THWC, recipe.spec)
+    if rng is None:
+        frames_TCHW = to_square(frames_THWC, recipe.spec)
+    else:
+        frames_TCHW = to_training_square(frames_THWC, recipe.spec, rng)
     return Frames(frames_TCHW[: len(shown)], frames_TCHW[len(shown) :], shape)
 
 
@@ -171,7 +179,8 @@ def load_frames(
         backend: see `open_video`.
         timeout_s: limit per file, seconds.
         cache: frames decoded before; a video that it lacks, or whose file changed since, is decoded.
-        rng: given in training: the rule's jitter.
+        rng: given in training: the rule's jitter, and the changes of `spec.augment`, which start from the whole
+            picture or, where it comes from a cache, from the square.
 
     Returns:
         uint8 (T, 3, S, S) with T = spec.num_frames, zeros behind the valid frames, and the number of these.
@@ -184,6 +193,8 @@ def load_frames(
     if cache is not None:
         cache.require(spec)
         frames_TCHW = cache.get(record, rng)
+        if frames_TCHW is not None and rng is not None and spec.augment != "none":
+            frames_TCHW = to_training_square(frames_TCHW.transpose(0, 2, 3, 1), spec, rng)
     if frames_TCHW is None:
         frames_TCHW = decode(record, Recipe(spec, backend=backend), timeout_s, rng).shown
     valid = len(frames_TCHW)
@@ -240,8 +251,8 @@ class FrameCache:
         Raises:
             UserError: naming each key that differs, with both values.
         """
-        if spec != self.recipe.spec:
-            raise_difference(self.folder, self.facts, {**self.facts, **asdict(spec)})
+        if stored_facts(spec) != stored_facts(self.recipe.spec):
+            raise_difference(self.folder, self.facts, {**self.facts, **stored_facts(spec)})
 
     def get(self, record: VideoRecord, rng: np.random.Generator | None = None) -> np.ndarray | None:
         """Valid frames (n, 3, S, S), a copy; None when the video is not there or its file has changed since."""
@@ -292,7 +303,7 @@ class FrameCache:
 
 def recipe_of(facts: dict[str, Any]) -> Recipe:
     """The inverse of `Recipe.facts`."""
-    spec_keys = set(FrameSpec.__dataclass_fields__)
+    spec_keys = set(FrameSpec.__dataclass_fields__) - {"augment"}
     spec = FrameSpec(**{key: facts[key] for key in spec_keys})
     rest = {key: value for key, value in facts.items() if key not in spec_keys | {"version"}}
     return Recipe(spec, **rest)

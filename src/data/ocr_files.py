@@ -102,10 +102,11 @@ class OcrStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store = FeatureStore.open(folder)
-        if self.store.recipe.get("extractor") != "ocr":
-            made_by = self.store.recipe.get("extractor", "something else")
+        recipe = self.store.recipe.get("extractor")
+        made_by = recipe.get("extractor") if isinstance(recipe, dict) else None
+        if made_by != "ocr":
             raise UserError(
-                f"{folder}: found a feature store of {made_by}, expected one of extractor=ocr; "
+                f"{folder}: found a feature store of {made_by or 'other origin'}, expected one of extractor=ocr; "
                 "set dataset.ocr_dir to a folder of OCR files or to such a store"
             )
 
@@ -125,13 +126,29 @@ class OcrStore:
             if self.store.missing.get(record.key) == NO_TEXT:
                 return OcrDocument((), None)
             raise UserError(f"{self.expected(record)} holds no OCR document; make the store again with extractor=ocr")
-        return OcrDocument(parse_kwai(details["kwai"], self.expected(record)), _noted_shape(details["kwai"]))
+        document = _in_order(details["kwai"])
+        return OcrDocument(parse_kwai(document, self.expected(record)), _noted_shape(document))
+
+
+def _in_order(document: dict[str, Any]) -> dict[str, Any]:
+    """Tracks and frames by number, as the file has them: a store sorts all keys as text, "157" before "22"."""
+    return {
+        name: track | {"tracks": dict(sorted(track["tracks"].items(), key=_number))}
+        if isinstance(track, dict) and isinstance(track.get("tracks"), dict)
+        else track
+        for name, track in sorted(document.items(), key=_number)
+    }
+
+
+def _number(item: tuple[str, Any]) -> tuple[int, str]:
+    return int(item[0]) if item[0].isdecimal() and len(item[0]) < 20 else 0, item[0]
 
 
 def _noted_shape(document: Any) -> VideoShape | None:
     """The shape that the first track notes; None without tracks, or in files of others."""
     for track in document.values():
-        noted = track.get(SHAPE_KEY)
-        valid = isinstance(noted, list) and len(noted) == 4 and all(type(number) is int for number in noted)
-        return VideoShape(*noted) if valid and min(noted[:3]) > 0 else None
+        noted = track.get(SHAPE_KEY) if isinstance(track, dict) else None
+        if isinstance(noted, list) and len(noted) == 4 and all(type(number) is int for number in noted):
+            return VideoShape(*noted) if min(noted[:3]) > 0 else None
+        return None
     return None

@@ -36,7 +36,10 @@ def part_facts(name: str, split: SplitSpec, part: SplitPart) -> dict[str, Any]:
 
 def all_problems(applied: AppliedSplit, used_parts: Collection[str], met: Iterable[Problem]) -> list[Problem]:
     """What is missing, each once: left out by the split from the parts that were used, then what was met in reading."""
-    part_of = {video.id: part.name for part in applied.parts.values() for video in part.videos}
+    met = list(met)
+    lost = {problem.video_id for problem in met}
+    parts = applied.parts.values() if lost else ()
+    part_of = {video.id: part.name for part in parts for video in part.videos if video.id in lost}
     left_out = [
         Problem(item.video_id, item.path, item.detail, item.kind, item.part)
         for item in applied.excluded

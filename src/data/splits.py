@@ -101,9 +101,9 @@ class SplitPart:
     """
 
     name: str
-    videos: tuple[VideoRecord, ...]
-    captions: tuple[CaptionRecord, ...]
-    video_index: tuple[int, ...]
+    videos: Sequence[VideoRecord]
+    captions: Sequence[CaptionRecord]
+    video_index: Sequence[int]
 
     def captions_per_video(self) -> list[int]:
         """Number of captions of each video, in the order of `videos`."""
@@ -261,7 +261,7 @@ def by_hash(ids: Iterable[str]) -> list[str]:
     return sorted(ids, key=lambda video_id: hashlib.sha256(video_id.encode()).hexdigest())
 
 
-def _ids_of(spec: SplitSpec, annotation: Annotation, part: str) -> tuple[str, ...]:
+def _ids_of(spec: SplitSpec, annotation: Annotation, part: str) -> Sequence[str]:
     """Ids of one part, each known and named once."""
     list_name = spec.parts[part]
     if list_name not in annotation.splits:

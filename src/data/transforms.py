@@ -14,7 +14,8 @@ def to_square(frames_THWC: np.ndarray, spec: FrameSpec) -> np.ndarray:
     Args:
         frames_THWC: uint8 RGB of any size.
         spec: `resize="crop"`: short side to the size (bicubic, antialiased), then the centre, as CLIP's transform;
-            `"squash"`: both sides to the size (bilinear, antialiased), the aspect ratio is lost, no text is cut off.
+            `"squash"`: both sides to the size (bilinear, antialiased), the aspect ratio is lost, no text is cut off;
+            `"frozen"`, `"textvr"`: see `src.data.frozen_transforms.evaluation_squares`.
 
     Returns:
         uint8 (T, 3, S, S), contiguous.
@@ -23,10 +24,29 @@ def to_square(frames_THWC: np.ndarray, spec: FrameSpec) -> np.ndarray:
         PIL itself: torchvision's uint8 tensor path rounds some pixels differently.
     """
     size = spec.image_size
+    if spec.resize == "frozen" or spec.resize == "textvr":
+        from src.data.frozen_transforms import evaluation_squares  # here: torchvision takes a second
+
+        return evaluation_squares(frames_THWC, spec.resize, size)
     squares_TSSC = np.empty((len(frames_THWC), size, size, 3), dtype=np.uint8)
     for i, frame_HWC in enumerate(frames_THWC):
         squares_TSSC[i] = _squash(frame_HWC, size) if spec.resize == "squash" else _crop(frame_HWC, size)
     return np.ascontiguousarray(squares_TSSC.transpose(0, 3, 1, 2))
+
+
+def to_training_square(frames_THWC: np.ndarray, spec: FrameSpec, rng: np.random.Generator) -> np.ndarray:
+    """As `to_square`, changed at random as `spec.augment` says, all frames of the video alike.
+
+    Args:
+        frames_THWC: uint8 RGB of any size; squares of a cache, too.
+        spec: see `FrameSpec.augment`.
+        rng: source of all randomness.
+    """
+    if spec.augment == "none":
+        return to_square(frames_THWC, spec)
+    from src.data.frozen_transforms import training_squares  # here: torchvision takes a second
+
+    return training_squares(frames_THWC, spec.augment, spec.image_size, rng)
 
 
 def _squash(frame_HWC: np.ndarray, size: int) -> np.ndarray:

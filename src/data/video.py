@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 import numpy as np
 
 from src.data.decoders import DecodeError, Decoder, DecordDecoder, PyavDecoder, TorchcodecDecoder, scan
+from src.data.image_decoder import ImageDecoder, is_image
 from src.errors import UserError
 
 Backend = Literal["auto", "decord", "pyav", "torchcodec"]
@@ -98,7 +99,7 @@ class VideoReader(Protocol):
 
     @property
     def backend(self) -> str:
-        """The library that decodes: decord, pyav or torchcodec."""
+        """The library that decodes: decord, pyav, torchcodec, or pillow for pictures."""
         ...
 
     @property
@@ -132,7 +133,7 @@ def open_video(path: Path | str, backend: Backend = "auto", timeout_s: float = D
     """Open a file for reading frames.
 
     Args:
-        path: any container that FFmpeg reads.
+        path: any container that FFmpeg reads, or a picture, which is a video of one frame.
         backend: "auto" = decord where it is installed and reads the file exactly, else PyAV. The others are used
             as named: "decord" refuses the files it would read wrongly.
         timeout_s: limit on the seconds spent in the decoder for this file, opening and reading together; 0 = none.
@@ -181,6 +182,8 @@ def resolve_backend(backend: Backend) -> Backend:
 
 
 def _open_decoder(path: Path, backend: Backend) -> Decoder:
+    if is_image(path):
+        return ImageDecoder(path)
     found = scan(path)
     if backend == "torchcodec":
         return TorchcodecDecoder(path, found)
@@ -324,7 +327,7 @@ class _LimitedReader:
         try:
             return self._decoder.read(distinct, self._stop)
         except DecodeError:
-            if self._backend != "auto" or self._decoder.name == "pyav" or self._stop.is_set():
+            if self._backend != "auto" or self._decoder.name != "decord" or self._stop.is_set():
                 raise
             # decord opened a file that its old FFmpeg cannot decode; PyAV has the last word on whether it is broken.
             self._decoder = PyavDecoder(self._path, scan(self._path))

@@ -5,6 +5,9 @@ Shape suffixes: B items of this process, W processes, N items of all processes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields, replace
 from typing import Any, Literal, TypeVar
 
@@ -16,11 +19,23 @@ from src.batch import Embedding
 
 GatherMode = Literal["exact", "upstream"]
 E = TypeVar("E", bound=Embedding)
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 def world_size() -> int:
-    """Number of processes that train together; 1 without torch.distributed."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """Number of processes that train together; 1 without torch.distributed, and within `one_process`."""
+    alone = _ALONE.get() or not (dist.is_available() and dist.is_initialized())
+    return 1 if alone else dist.get_world_size()
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """Within it losses gather nothing: for items that every process has already."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
 
 
 class _AllGather(torch.autograd.Function):

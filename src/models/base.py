@@ -33,8 +33,11 @@ from src.batch import (
 from src.errors import UserError
 from src.losses.distillation import Distillation
 from src.losses.infonce import SymmetricInfoNCE
+from src.metrics.order import better
 from src.metrics.retrieval import RetrievalResult, evaluate
 from src.models.gradient_cache import encode_in_chunks
+from src.models.validation_loss import validation_loss
+from src.models.windows import ROWS, mean_of_windows
 
 Stage = Literal["val", "test"]
 Similarity = Callable[[TextEmbedding, VideoEmbedding], Tensor]
@@ -84,6 +87,7 @@ class RetrievalModule(LightningModule, ABC):
         self._seed = 0
         self._ties: Ties = "optimistic"
         self._topk = 10
+        self._loss_batch = 0
         self._cache_chunks = 1
 
     # ---- what a model implements -------------------------------------------------------------
@@ -162,10 +166,17 @@ class RetrievalModule(LightningModule, ABC):
             )
         self._cache_chunks = cache_chunks
 
-    def configure_evaluation(self, ties: Ties, topk: int) -> None:
-        """Choose the tie rule of the ranks and how many neighbours a report lists."""
+    def configure_evaluation(self, ties: Ties, topk: int, loss_batch: int = 0) -> None:
+        """Choose the tie rule of the ranks, how many neighbours a report lists, and whether validations have a loss.
+
+        Args:
+            ties: rank of a tied true match.
+            topk: neighbours per query.
+            loss_batch: pairs per batch of `val/loss`; 0: there is no such value.
+        """
         self._ties = ties
         self._topk = topk
+        self._loss_batch = loss_batch
 
     # ---- Lightning -----------------------------------------------------------------------------
 
@@ -177,6 +188,12 @@ class RetrievalModule(LightningModule, ABC):
         scheduler = self._scheduler.build(optimizer, self._total_steps) if self._scheduler is not None else None
         if scheduler is None:
             return optimizer
+        monitor = getattr(scheduler, "monitor", None)
+        if monitor is not None and better(monitor) == "min":
+            raise UserError(
+                f"scheduler.monitor={monitor} is best when it is low, the schedule expects a metric that is best when "
+                "it is high; give scheduler.monitor=val/t2v/R1 or scheduler=none"
+            )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -257,7 +274,7 @@ class RetrievalModule(LightningModule, ABC):
     def _collect(self, batch: TextBatch | VideoBatch) -> None:
         if len(batch) == 0:  # every video of the batch was unreadable
             return
-        embedding = self.encode_queries(batch) if isinstance(batch, TextBatch) else self.encode_video(batch)
+        embedding = self.encode_queries(batch) if isinstance(batch, TextBatch) else self.encode_gallery(batch)
         self._collected[type(embedding)].append(_as_float32(embedding))
 
     def encode_queries(self, batch: TextBatch) -> TextEmbedding:
@@ -266,6 +283,12 @@ class RetrievalModule(LightningModule, ABC):
         if batch.present_BE is None or batch.tokens_BL.shape[1]:
             return text
         return text[batch.present_BE.any(dim=1)]
+
+    def encode_gallery(self, batch: VideoBatch) -> VideoEmbedding:
+        """Videos to rank; of one that comes as several windows the mean of their embeddings."""
+        if len(torch.unique_consecutive(batch.ids)) == len(batch):
+            return self.encode_video(batch)
+        return mean_of_windows(encode_in_chunks(self.encode_video, batch, -(-len(batch) // ROWS)))
 
     def collected(self, stage: Stage) -> tuple[TextEmbedding, VideoEmbedding]:
         """What all processes encoded since the last call, ordered by id.
@@ -289,9 +312,12 @@ class RetrievalModule(LightningModule, ABC):
         text, video = self.collected(stage)
         with torch.autocast(self.device.type, enabled=False):
             result = evaluate(text, video, self.scorer(text, video), ties=self._ties, topk=self._topk)
+            loss = {}
+            if stage == "val" and self._loss_batch:
+                loss = {"val/loss": validation_loss(self.loss, text, video, self._loss_batch)}
         self.results[stage] = result
         self.embeddings[stage] = (text, video)
-        self.log_dict(result.scalars(stage), sync_dist=True)  # equal on all processes
+        self.log_dict({**result.scalars(stage), **loss}, sync_dist=True)  # equal on all processes
 
 
 def _is_by_epoch(scheduler: Any) -> bool:

@@ -47,7 +47,7 @@ class BertText(nn.Module):
     def __init__(self, model: str, *, weights: bool = True) -> None:
         super().__init__()
         self.name = model
-        self.folder = None if model == TINY else HfFolder.find(_place(model), False, "model.text_model")
+        self.folder = None if self.name == TINY else HfFolder.find(_place(model), False, "model.text_model")
         network = _network(self.folder, weights and not torch.empty(0).is_meta)
         self.is_bert = network.config.model_type == "bert"
         # Its children are ours, so that names are the published ones; the tuple hides it from nn.Module.

@@ -36,6 +36,8 @@ class Clip4Clip(ClipRetrievalModule):
         same_video_positives: leave other captions of the same video out of the negatives.
         loss: "infonce", or "dsl": scores are first multiplied by their softmax over the queries; see `DualSoftmaxLoss`.
         dsl_temperature: of that softmax; only read with "dsl".
+        ocr: read the words in the picture too, of files that `dataset.ocr_dir` names; see `src.models.clip_ocr`.
+        ocr_words: at most so many of a video, the best-scored ones; only read with `ocr`.
 
     Source: ArrowLuo/CLIP4Clip @ 508ffa3.
     Deviates: a video without a valid frame gets the zero vector, not NaN.
@@ -63,6 +65,8 @@ class Clip4Clip(ClipRetrievalModule):
         same_video_positives: bool = False,
         loss: LossName = "infonce",
         dsl_temperature: float = 1000.0,
+        ocr: bool = False,
+        ocr_words: int = 200,
     ) -> None:
         tower = ClipTower(arch, pretrained, linear_patch)
         freeze_clip(tower, freeze_layers, freeze_rule)
@@ -76,6 +80,8 @@ class Clip4Clip(ClipRetrievalModule):
             same_video_positives=same_video_positives,
             loss=loss,
             dsl_temperature=dsl_temperature,
+            ocr=ocr,
+            ocr_words=ocr_words,
             activation_checkpointing=activation_checkpointing,
             compile=compile,
         )

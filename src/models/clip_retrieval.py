@@ -5,7 +5,9 @@ Shape suffixes: B items, L words, T frames, D joint dimension.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+import logging
+from functools import cached_property
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +22,17 @@ from src.batch import (
     Tokenizer,
     VideoBatch,
     VideoEmbedding,
+    WordSpec,
 )
 from src.errors import UserError
 from src.losses.dual_softmax import DualSoftmaxLoss
 from src.models.base import RetrievalModule
+from src.models.clip_ocr import ClipOcr
 from src.models.heads.base import Head, HeadFactory, HeadHost, TextTokens, TextTower, VideoTokens, head_class
+from src.models.ocr_fusion import words_of
 from src.models.temporal import MaskLayout, TemporalTransformer
+
+log = logging.getLogger(__name__)
 
 LossName = Literal["infonce", "dsl"]
 
@@ -64,6 +71,8 @@ class ClipRetrievalModule(RetrievalModule):
         same_video_positives: see `RetrievalModule`.
         loss: "infonce", or "dsl": `DualSoftmaxLoss`.
         dsl_temperature: of its softmax.
+        ocr: read the words in the picture too; see `src.models.clip_ocr`.
+        ocr_words: at most so many of a video.
         activation_checkpointing: see `src.models.tower_speed`.
         compile: see `src.models.tower_speed`.
     """
@@ -84,6 +93,8 @@ class ClipRetrievalModule(RetrievalModule):
         compile: bool,
         loss: LossName = "infonce",
         dsl_temperature: float = 1000.0,
+        ocr: bool = False,
+        ocr_words: int = 200,
     ) -> None:
         super().__init__(gather=gather, same_video_positives=same_video_positives)
         if loss == "dsl":
@@ -95,6 +106,10 @@ class ClipRetrievalModule(RetrievalModule):
         self.max_words = max_words
         self.mask_layout: MaskLayout = mask_layout
         self.attention_heads = _attention_heads(tower, head_dim)
+        if ocr and ocr_words < 1:
+            raise UserError(f"model.ocr_words={ocr_words}, expected at least 1; model.ocr=false reads none")
+        self.ocr_words = ocr_words if ocr else 0
+        self.ocr: ClipOcr | None = None
         if activation_checkpointing or compile:
             tower.speed_up(activation_checkpointing, compile)
 
@@ -103,9 +118,11 @@ class ClipRetrievalModule(RetrievalModule):
         return HeadHost(self.tower, self.frames.num_frames, self.max_words, self.attention_heads, self.mask_layout)
 
     def add_head(self, head: HeadFactory) -> None:
-        """Make the head; a class that is none is a UserError."""
+        """Make the head, and behind it what reads words; a class that is no head is a UserError."""
         self.similarity_is_pairwise = head_class(head).pairwise
         self.head = head(self.host())
+        if self.ocr_words:
+            self.ocr = ClipOcr(self.encode_words, self.tower.embed_dim, self.attention_heads)
 
     @property
     def input_spec(self) -> InputSpec:
@@ -117,7 +134,17 @@ class ClipRetrievalModule(RetrievalModule):
             position=self.frames.position,
             resize=self.frames.resize,
         )
-        return InputSpec(tokenizer=self.tower.tokenizer(self.max_words), frames=frames)
+        tokenizer = self.tower.tokenizer(self.max_words)
+        words = WordSpec(tokenizer, self.ocr_words) if self.ocr_words else None
+        return InputSpec(tokenizer=tokenizer, frames=frames, words=words)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint of the model without OCR fits: what reads words then stays as it starts, adding zero."""
+        state = checkpoint["state_dict"]
+        if self.ocr is None or any(name.startswith("ocr.") for name in state):
+            return
+        log.warning("the checkpoint was trained without model.ocr=true: until training, OCR changes none of its scores")
+        checkpoint["state_dict"] = {**state, **self.ocr.state_dict(prefix="ocr.")}
 
     def after_step(self) -> None:
         self.tower.clamp_logit_scale()
@@ -135,6 +162,8 @@ class ClipRetrievalModule(RetrievalModule):
     def encode_video(self, batch: VideoBatch) -> VideoEmbedding:
         """The parts that the head keeps of videos."""
         tokens = self.video_tokens(batch)
+        if self.ocr is not None:
+            tokens = self.ocr(tokens, words_of(batch))
         with self.exact_arithmetic():
             return VideoEmbedding(ids=batch.ids, parts=self.head.video_parts(tokens))
 
@@ -148,6 +177,20 @@ class ClipRetrievalModule(RetrievalModule):
             tokens_BL, mask_BL = F.pad(tokens_BL, padding), F.pad(mask_BL, padding)
         sentence_BD, words_BLD = self.tower.encode_text_tokens(tokens_BL)
         return TextTokens(full_precision(sentence_BD), mask_BL, full_precision(words_BLD))
+
+    @cached_property
+    def padding_id(self) -> int:
+        """What the tokeniser puts behind a short text."""
+        tokens_1L, mask_1L = self.tower.tokenizer(self.max_words)([" "])
+        return 0 if mask_1L[0, -1] else int(tokens_1L[0, -1])
+
+    def encode_words(self, tokens_NL: Tensor, mask_NL: Tensor) -> Tensor:
+        """Words in the picture, each a caption of its own (N, D), as `text_tokens` encodes sentences."""
+        if not self.tower.is_plain:  # such towers look at padding; ids behind a word need not be their tokeniser's
+            tokens_NL = tokens_NL.masked_fill(~mask_NL, self.padding_id)
+            if tokens_NL.shape[1] < self.max_words:
+                tokens_NL = F.pad(tokens_NL, (0, 1), value=self.padding_id)
+        return full_precision(self.tower.encode_text(tokens_NL))
 
     def video_tokens(self, batch: VideoBatch) -> VideoTokens:
         """What the tower, and layers over frames where there are some, make of videos."""

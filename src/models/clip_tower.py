@@ -132,6 +132,10 @@ class ClipTower(nn.Module):
     def logit_scale(self) -> Tensor:
         return self.clip.logit_scale
 
+    def freeze_logit_scale(self) -> None:
+        """For a head that does not read it: without a gradient it would stall distributed training."""
+        self.logit_scale.requires_grad_(False)
+
     def clamp_logit_scale(self) -> None:
         """Keep exp(logit_scale) at most 100, as CLIP does after every optimiser step."""
         with torch.no_grad():

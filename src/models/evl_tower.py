@@ -160,7 +160,7 @@ class EvlTower(ClipTower):
                 f"(tags: {', '.join(tags) or 'none'}); give a file, one of the tags, or null"
             )
         state = read_state_dict(other) if is_file else build_from_tag(self.arch, other, self.config).state_dict()
-        merge_into(self.clip, state, weight)
+        merge_into(self.clip, state, weight, other)
 
     def check_file(self, state: Mapping[str, Tensor], source: str) -> None:
         """Compare the tensors of a published file, of any layout, with the tower's."""

@@ -196,19 +196,27 @@ def merged(internvideo: Mapping[str, Tensor], clip: Mapping[str, Tensor], weight
     return result
 
 
-def merge_into(clip: nn.Module, state: Mapping[str, Tensor], weight: float) -> None:
+def merge_into(clip: nn.Module, state: Mapping[str, Tensor], weight: float, source: str) -> None:
     """`merged` in place, tensor by tensor: copies of all of them would need twice the memory of the model.
 
     Args:
         clip: the tower with InternVideo's weights.
         state: the tensors of a CLIP file.
         weight: share of CLIP, 0–1.
+        source: the file, for messages.
 
     Raises:
-        UserError: a shared tensor has another shape.
+        UserError: a shared tensor has another shape, or there is none.
     """
-    own = clip.state_dict()
+    own, count = clip.state_dict(), 0
     for name, value in state.items():
         for changed, mixed in merged(own, {name: value}, weight).items():
             if mixed is not own[changed]:
                 own[changed].copy_(mixed)
+                count += 1
+    if not count:
+        raise UserError(
+            f"model.merge_clip={source} has none of the tower's tensors (found {', '.join(sorted(state)[:3])}, …); "
+            "give a CLIP of OpenAI or open_clip, a tag, or null"
+        )
+    log.info("%d tensors are interpolated with %s", count, source)

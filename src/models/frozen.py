@@ -103,7 +103,8 @@ class FrozenBase(RetrievalModule):
 
     def encode_text(self, batch: TextBatch) -> TextEmbedding:
         """The caption's vector (B, D), not normalised."""
-        assert self.text_model is not None and self.txt_proj is not None
+        assert self.text_model is not None
+        assert self.txt_proj is not None
         text_BD = full_precision(self.txt_proj(self.text_model(batch.tokens_BL, batch.mask_BL)))
         return TextEmbedding(ids=batch.ids, parts={"text": text_BD}, video_ids=batch.video_ids)
 
@@ -152,7 +153,7 @@ class FrozenBase(RetrievalModule):
         Raises:
             UserError: the file cannot be read, or anything else is missing, unknown or of another shape.
         """
-        given = published_state(read_state_dict(Path(path).expanduser()))
+        given = self.own_names(published_state(read_state_dict(Path(path).expanduser())))
         state = {name: value for name, value in given.items() if not unused.match(name)}
         own = self.state_dict()
         if TEMPORAL in state and TEMPORAL in own and state[TEMPORAL].ndim == 3:
@@ -162,6 +163,10 @@ class FrozenBase(RetrievalModule):
         for what, names in (("not in the file, start afresh", kept), ("not used", sorted(given.keys() - state.keys()))):
             if names:
                 log.info("%s: %d tensors %s: %s", path, len(names), what, ", ".join(names))
+
+    def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Published names as this model's."""
+        return state
 
 
 class Frozen(FrozenBase):

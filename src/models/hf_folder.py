@@ -75,7 +75,7 @@ class HfFolder:
         if not folder.is_dir() and (OURS / name).is_dir():
             folder = OURS / name
         if not folder.is_dir():
-            folder = _fetch(name, option)
+            folder = _fetch(name, option, trust)
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} has no config.json, expected a transformers folder; check {option}")
         return cls(folder, trust)
@@ -147,6 +147,8 @@ class HfFolder:
             UserError: the class is unknown, or the weights are missing or do not fit.
         """
         own = pretrained == "folder" and not (self.is_ours and not self.has_weights)
+        if pretrained == "folder" and not own:
+            log.warning("%s is a configuration without weights: the network starts at random", self.path.name)
         if own and not self.has_weights:
             raise UserError(
                 f"{self.path} has no model.safetensors, expected weights in this form only (found "
@@ -161,7 +163,7 @@ class HfFolder:
             model = self._known(own)
         if pretrained not in (None, "folder"):
             load_strictly(model, read_state_dict(pretrained), pretrained)
-        return model.float()
+        return model.float().train()  # transformers loads into evaluation, where nothing switches dropout on again
 
     def _known(self, weights: bool) -> nn.Module:
         """A network of transformers, or of the folder's own Python files where these are trusted."""
@@ -196,7 +198,7 @@ class HfFolder:
         return model
 
 
-def _fetch(name: str, option: str) -> Path:
+def _fetch(name: str, option: str, trust: bool) -> Path:
     """Copy a repository of the hub into its cache, or find it there."""
     parts = name.split("/")
     if len(parts) > 2 or not all(parts) or name.startswith((".", "~")):
@@ -210,7 +212,8 @@ def _fetch(name: str, option: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=FETCHED, etag_timeout=10))
+        patterns = [*FETCHED, "*.py"] if trust else FETCHED
+        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=10))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:160]
         raise UserError(

@@ -141,8 +141,17 @@ class HfTower(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """Scalar; its exponential multiplies cosines."""
+        return self._scale.squeeze()
+
+    @property
+    def _scale(self) -> Tensor:
+        """The parameter itself, of one element: SigLIP's has a dimension."""
         scale: Tensor = self.clip.logit_scale if self.own_scale is None else self.own_scale  # type: ignore[assignment]
-        return scale.squeeze()
+        return scale
+
+    def freeze_logit_scale(self) -> None:
+        """For a head that does not read it: without a gradient it would stall distributed training."""
+        self._scale.requires_grad_(False)
 
     def clamp_logit_scale(self) -> None:
         """Keep exp(logit_scale) at most 100, or what it was at the start."""

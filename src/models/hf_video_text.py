@@ -53,6 +53,8 @@ class HfVideoText(ClipRetrievalModule):
         same_video_positives: leave other captions of the same video out of the negatives (id-masked contrast).
         loss: "infonce", or "dsl": scores are first multiplied by their softmax over the queries; see `DualSoftmaxLoss`.
         dsl_temperature: of that softmax; only read with "dsl".
+        ocr: read the words in the picture too, of files that `dataset.ocr_dir` names; see `src.models.clip_ocr`.
+        ocr_words: at most so many of a video, the best-scored ones; only read with `ocr`.
 
     Deviates: X-CLIP's prompts, which rewrite class names for every video, are left out: captions are encoded once.
     """
@@ -84,6 +86,8 @@ class HfVideoText(ClipRetrievalModule):
         same_video_positives: bool = False,
         loss: LossName = "infonce",
         dsl_temperature: float = 1000.0,
+        ocr: bool = False,
+        ocr_words: int = 200,
     ) -> None:
         folder = HfFolder.find(path, trust)
         made = folder.network(pretrained, network)
@@ -101,6 +105,8 @@ class HfVideoText(ClipRetrievalModule):
             same_video_positives=same_video_positives,
             loss=loss,
             dsl_temperature=dsl_temperature,
+            ocr=ocr,
+            ocr_words=ocr_words,
             activation_checkpointing=activation_checkpointing,
             compile=compile,
         )
@@ -120,6 +126,12 @@ class HfVideoText(ClipRetrievalModule):
             return TextTokens(full_precision(self.tower.encode_text(tokens_BL, mask_BL)), mask_BL)
         sentence_BD, words_BLD = self.tower.encode_text_tokens(tokens_BL, mask_BL)
         return TextTokens(full_precision(sentence_BD), mask_BL, full_precision(words_BLD))
+
+    def encode_words(self, tokens_NL: Tensor, mask_NL: Tensor) -> Tensor:
+        tokens_NL = tokens_NL.masked_fill(~mask_NL, self._padding())
+        if self.tower.fixed_length:
+            tokens_NL, mask_NL = pad_words(tokens_NL, mask_NL, self.max_words, self._padding())
+        return full_precision(self.tower.encode_text(tokens_NL, mask_NL))
 
     def _padding(self) -> int:
         tokenizer = self.tower.tokenizer(self.max_words)

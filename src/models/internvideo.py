@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from typing import Literal
 
 from src.batch import FrameSampling, VideoBatch
@@ -14,7 +15,7 @@ from src.models.clip_retrieval import ClipRetrievalModule, LossName, frame_spec,
 from src.models.evl_tower import EvlTower, Padding, TextTokenSpace
 from src.models.freeze import FreezeRule, freeze_clip
 from src.models.fusion_tower import FusionTower
-from src.models.heads.base import HeadFactory, VideoTokens
+from src.models.heads.base import HeadFactory, HeadHost, VideoTokens
 from src.models.heads.mean import MeanHead
 from src.models.temporal import MaskLayout
 
@@ -58,6 +59,8 @@ class InternVideo(ClipRetrievalModule):
         same_video_positives: leave other captions of the same video out of the negatives.
         loss: "infonce", or "dsl": scores are first multiplied by their softmax over the queries; see `DualSoftmaxLoss`.
         dsl_temperature: of that softmax; only read with "dsl".
+        ocr: read the words in the picture too, of files that `dataset.ocr_dir` names; see `src.models.clip_ocr`.
+        ocr_words: at most so many of a video, the best-scored ones; only read with `ocr`.
 
     Source: OpenGVLab/InternVideo InternVideo1/Downstream/Video-Text-Retrieval @ 3965eef.
     Deviates: padding is masked by default; a video without a valid frame then gets the zero vector. Parameters
@@ -93,6 +96,8 @@ class InternVideo(ClipRetrievalModule):
         same_video_positives: bool = False,
         loss: LossName = "infonce",
         dsl_temperature: float = 1000.0,
+        ocr: bool = False,
+        ocr_words: int = 200,
     ) -> None:
         built = TOWERS[tower](
             arch,
@@ -114,16 +119,23 @@ class InternVideo(ClipRetrievalModule):
             same_video_positives=same_video_positives,
             loss=loss,
             dsl_temperature=dsl_temperature,
+            ocr=ocr,
+            ocr_words=ocr_words,
             activation_checkpointing=activation_checkpointing,
             compile=compile,
         )
         self.add_head(head)
         self._stop_unread()
 
+    def host(self) -> HeadHost:
+        """As for other models; the fusion tower gives every second frame."""
+        host = super().host()
+        return replace(host, num_frames=-(-host.num_frames // self.tower.clip.visual.frames_a_step))
+
     def _stop_unread(self) -> None:
         """Stop what gets no gradient: distributed training would wait for it."""
         unread = {DECODER: "the global token's decoder"} if self.head.reads_frames else {}
-        if not self.head.reads_sentence and self.tower.text_tokens == "upstream":
+        if self.ocr is None and not self.head.reads_sentence and self.tower.text_tokens == "upstream":
             unread[TEXT_PROJECTION] = "the text projection"
         for names, what in unread.items():
             stopped = [p for name, p in self.tower.clip.named_parameters() if names.match(name) and p.requires_grad]

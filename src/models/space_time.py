@@ -26,6 +26,7 @@ TemporalFit = Literal["zeros", "interp", "bilinear"]
 
 EPS = 1e-6  # of every layer norm
 INIT_STD = 0.02
+MOST_GROUPS = 65_535  # that the kernels of CUDA attend in at once
 FRESH = re.compile(r"temporal_embed$|blocks\.\d+\.(timeattn|norm3)\.")
 """What no ViT of images has."""
 HEADS = re.compile(r"(head|pre_logits|fc_norm|head_dist)\.")
@@ -67,7 +68,7 @@ def vit_size(name: str) -> VitSize:
     if found is None:
         raise UserError(
             f"model.vit={name}, expected vit_SIZE_patchP_N with the sizes {', '.join(_SIZES)}, such as "
-            f"vit_base_patch16_224, or {TINY}; other shapes are set by model.width, depth, heads, patch_size, image_size"
+            f"vit_base_patch16_224, or {TINY}; model.width, depth, heads, patch_size and image_size set other shapes"
         )
     return VitSize(int(found[3]), int(found[2]), *_SIZES[found[1]])
 
@@ -88,7 +89,8 @@ class _Attention(nn.Module):
         class_BG1K = F.scaled_dot_product_attention(q_BGSK[:, :, :1], k_BGSK, v_BGSK)
         q, k, v = (_grouped(part[:, :, 1:], frames, over) for part in (q_BGSK, k_BGSK, v_BGSK))
         k, v = (_with_class(part, whole[:, :, :1]) for part, whole in ((k, k_BGSK), (v, v_BGSK)))
-        groups = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).view_as(q)
+        split = zip(*(part.flatten(0, 1).split(MOST_GROUPS) for part in (q, k, v)), strict=True)
+        groups = torch.cat([F.scaled_dot_product_attention(*parts) for parts in split]).view_as(q)
         rest_BGSK = _ungrouped(groups, over)
         merged_BSD = torch.cat([class_BG1K, rest_BGSK], dim=2).transpose(1, 2).reshape(batch, tokens, width)
         return self.proj(merged_BSD)
@@ -196,6 +198,7 @@ class SpaceTimeTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
         if time_init == "zeros":
             for block in self.blocks:
+                assert isinstance(block, _Block)
                 for parameter in block.timeattn.parameters():
                     nn.init.zeros_(parameter)
                 # Values are zero, so the result is; ones here let their gradient through.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 WORDS_OF_VIDEO = 20  # the best-scored ones
 SHORTEST = 4  # characters of a word that counts
-NOTHING = 0  # id of an empty place
+NO_WORD = 0  # id of an empty place
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class WholeWords:
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return int64 tokens_NL and bool mask_NL."""
         rows = [self._ids(caption) for caption in captions]
-        tokens_NL = torch.full((len(rows), self.max_words), NOTHING)
+        tokens_NL = torch.full((len(rows), self.max_words), NO_WORD)
         for row, ids in enumerate(rows):
             tokens_NL[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
-        return tokens_NL, tokens_NL != NOTHING
+        return tokens_NL, tokens_NL != NO_WORD
 
     def _ids(self, caption: str) -> list[int]:
         words = dict.fromkeys(word for word in caption.lower().split() if len(word) >= SHORTEST)
@@ -48,7 +48,7 @@ class WholeWords:
 
 
 def word_id(word: str) -> int:
-    """The same in every process and run; never `NOTHING`."""
+    """The same in every process and run; never `NO_WORD`."""
     digest = hashlib.blake2b(word.encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") % (2**31 - 1) + 1
 
@@ -57,7 +57,7 @@ def shared_words(text_TL: Tensor, video_VK: Tensor) -> Tensor:
     """Number of words that a caption and a video have in common, float32 (T, V).
 
     Args:
-        text_TL: distinct ids of each caption, `NOTHING` in empty places.
+        text_TL: distinct ids of each caption, `NO_WORD` in empty places.
         video_VK: ids of each video; repeated ones count once.
 
     Source: TextVR model/model.py, version "offline" @ ae16786.
@@ -67,7 +67,7 @@ def shared_words(text_TL: Tensor, video_VK: Tensor) -> Tensor:
     """
     counts_TV = torch.zeros(len(text_TL), len(video_VK), device=text_TL.device)
     for words_T in text_TL.unbind(dim=1):
-        if bool((words_T != NOTHING).any()):
-            found_TV = (words_T[:, None, None] == video_VK).any(dim=-1) & (words_T != NOTHING)[:, None]
+        if bool((words_T != NO_WORD).any()):
+            found_TV = (words_T[:, None, None] == video_VK).any(dim=-1) & (words_T != NO_WORD)[:, None]
             counts_TV += found_TV
     return counts_TV

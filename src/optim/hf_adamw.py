@@ -66,7 +66,7 @@ class HFAdamW(Optimizer):
 
     def _update(self, parameters: list[Tensor], step: int, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]  # all have one
         m, v = ([self.state[parameter][name] for parameter in parameters] for name in ("m", "v"))
         # All tensors of a group at once: on GPUs a few kernels in place of several per tensor.
         torch._foreach_mul_(m, beta1)

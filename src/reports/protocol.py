@@ -20,7 +20,7 @@ PROTOCOL_KEYS = (
     "checkpoint",
     "seed",
 )
-FURTHER_KEYS = ("v2t", "caption_mask", "held_out", "without_ocr")  # where there is something to say
+FURTHER_KEYS = ("v2t", "caption_mask", "held_out", "without_ocr", "windows", "fusion")  # where there is one
 
 
 def full_protocol(result: RetrievalResult, known: Mapping[str, object]) -> dict[str, object]:

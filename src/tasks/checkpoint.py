@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,11 @@ from safetensors import SafetensorError
 
 from src.errors import UserError
 from src.models.base import RetrievalModule
+from src.models.clip_retrieval import ClipRetrievalModule
+from src.models.heads.base import Head
 from src.models.weights import load_strictly, read_safetensors
+
+log = logging.getLogger(__name__)
 
 
 def resolve_checkpoint(name: str, run_dir: Path, key: str = "ckpt_path") -> Path:
@@ -103,3 +108,20 @@ def load_weights(model: RetrievalModule, path: Path) -> None:
         )
     model.on_load_checkpoint(content)
     load_strictly(model, content["state_dict"], str(path))
+    if isinstance(model, ClipRetrievalModule):
+        _note_other_head(model.head, content, path)
+
+
+def _note_other_head(head: Head, content: Mapping[str, Any], path: Path) -> None:
+    """Warn where weights fit that were trained with another head: some heads have no tensors of their own."""
+    config = content.get("videotext", {}).get("config")
+    trained = OmegaConf.select(OmegaConf.create(config), "model.head._target_") if config else None
+    found = type(head).__name__
+    if trained and trained.rsplit(".", 1)[-1] != found:
+        log.warning(
+            "%s was trained with a %s, which fits a %s, too: its scores are not those of the trained model; "
+            "choose the model.head that it was trained with",
+            path,
+            trained.rsplit(".", 1)[-1],
+            found,
+        )

@@ -1,4 +1,7 @@
-"""task=compare: one table of finished runs; `runs=[FOLDER,FOLDER]`, each a run folder, a multirun folder or a glob."""
+"""task=compare: one table of finished runs; `runs=[FOLDER,FOLDER]`, each a run folder, a multirun folder or a glob.
+
+`fuse=[FOLDER,FOLDER]`: their late fusion instead (`src.tasks.fuse`).
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,18 @@ from omegaconf import DictConfig
 
 from src.errors import UserError
 from src.reports.compare import compare_runs
+from src.tasks import fuse
 
 
 def run(cfg: DictConfig) -> None:
     """Print the comparison and write it as markdown, LaTeX and csv into the run folder.
 
     Raises:
-        UserError: a pattern names no finished run.
+        UserError: a pattern names no finished run, or runs cannot be fused.
     """
+    if cfg.task.fuse:
+        fuse.run(cfg)
+        return
     table = compare_runs(find_runs(list(cfg.runs)))
     table.print()
     for path in table.write(Path(cfg.paths.run_dir)):

@@ -101,14 +101,16 @@ def _convert_checkpoint(
     cfg: DictConfig, family: Family, state: Mapping[str, Tensor], rest: dict[str, Any], source: Path
 ) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
     """The tensors under the names of `task.format`, what they are, and what stands beside them in a file of ours."""
-    is_ours = family.is_ours(state)
+    # Some have the same names here and there; a trainer's file says what it is.
+    is_ours = family.is_ours(state) and not {"arch", "config"} <= rest.keys()
     ours = dict(state) if is_ours else family.from_upstream(state)
     extras = rest.get("published", {}) if is_ours else family.extras(state, rest)
     model = empty_model(cfg)
     _check_model(model, plain(cfg.model), Found(family, ours, extras), source)
-    beside = _beside(model, ours, rest, str(source)) | ({"published": extras} if extras else {})
-    ours = {name: ours[name] for name in model.state_dict()}  # files may have them in any order
-    for note in () if is_ours else family.left_out(state, rest):
+    fits, changes = family.fitted(model, ours, plain(cfg.model))
+    beside = _beside(model, fits, rest, str(source)) | ({"published": extras} if extras else {})
+    ours = {name: fits[name] for name in model.state_dict()}  # files may have them in any order
+    for note in [*changes, *(() if is_ours else family.left_out(state, rest))]:
         log.info("%s", note)
     return *_exported(cfg.task.format, family, ours), beside
 

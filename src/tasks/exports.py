@@ -1,4 +1,4 @@
-"""What task=evaluate writes on demand, in the files of the Dual Encoding authors: predicted concepts, error matrix."""
+"""What a test writes on demand: predicted concepts and error matrix as the Dual Encoding authors, submissions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from src.errors import UserError
 from src.models.base import RetrievalModule
 from src.models.concept_space import CONCEPTS, top_concepts
 from src.models.vocabulary import check_same_words
+from src.tasks import submission_files
 
 PREDICTED = 10  # concepts of each item
 BLOCK = 1024  # captions per call of the scorer
@@ -42,7 +43,7 @@ def check_exports(cfg: DictConfig, by_topics: bool) -> None:
 def write_exports(
     cfg: DictConfig, part: SplitPart, embeddings: tuple[TextEmbedding, VideoEmbedding], model: RetrievalModule
 ) -> None:
-    """Write what `task.concepts` and `task.error_matrix` ask for, in tasks that have these keys.
+    """Write what `task.concepts`, `task.error_matrix` and `task.matrix` ask for, in tasks that have these keys.
 
     Args:
         cfg: the run's configuration.
@@ -56,6 +57,8 @@ def write_exports(
         write_predicted_tags(run_dir, part, text, video, Path(cfg.task.concepts))
     if cfg.task.get("error_matrix"):
         write_error_matrix(run_dir, part, text, video, model)
+    if cfg.task.get("matrix"):
+        submission_files.write_embedded(cfg, part, embeddings, model)
 
 
 def _same_concepts(model: RetrievalModule, concepts: Path) -> None:

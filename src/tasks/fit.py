@@ -13,9 +13,10 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from src.callbacks import History, MovableCheckpoint, SaveOnSigterm
 from src.data.datamodule import RetrievalDataModule
 from src.errors import UserError
+from src.metrics.order import better
 from src.models.base import RetrievalModule
 from src.models.weights import check_fit
-from src.tasks import prepare_missing, rescoring
+from src.tasks import prepare_missing, rescoring, validation_scores
 from src.tasks.build import build_datamodule, build_model, build_optimization, build_trainer, empty_model
 from src.tasks.checkpoint import load_weights, read_checkpoint, resolve_checkpoint, without_pretrained_file
 from src.tasks.loaders import Loaders
@@ -69,6 +70,7 @@ def run(cfg: DictConfig) -> float | None:
         load_weights(model, folder / "best.ckpt")
     if "test" in datamodule.applied.parts:
         rescoring.test(trainer, model, datamodule, writer)
+        validation_scores.write(trainer, model, datamodule, writer)
     elif trainer.is_global_zero:
         sys.stdout.write("nothing was tested: the split has no test part\n")
     return optimized_value(cfg)
@@ -89,7 +91,8 @@ def _checkpoints(cfg: DictConfig, folder: Path) -> list[Callback]:
     if cfg.selection == "last":
         return [last]
     monitor, later_wins = cfg.optimized_metric or "val/t2v/R1", cfg.selection_tie == "last"
-    return [MovableCheckpoint(filename="best", monitor=monitor, mode="max", later_wins=later_wins, **common), last]
+    best = MovableCheckpoint(filename="best", monitor=monitor, mode=better(monitor), later_wins=later_wins, **common)
+    return [best, last]
 
 
 def _configure(cfg: DictConfig, model: RetrievalModule, datamodule: RetrievalDataModule, trainer: Trainer) -> None:
@@ -104,7 +107,9 @@ def _configure(cfg: DictConfig, model: RetrievalModule, datamodule: RetrievalDat
         total_steps = min(total_steps, cfg.trainer.max_steps)
     model.configure(optimizer, scheduler, total_steps=total_steps, seed=cfg.seed)
     model.configure_loss(cache_chunks=cfg.loss.cache_chunks)
-    model.configure_evaluation(ties=cfg.ties, topk=10)
+    # Only where it selects: no other run has to encode and score what its loss needs.
+    loss_batch = cfg.dataset.batch_size if cfg.optimized_metric == "val/loss" else 0
+    model.configure_evaluation(ties=cfg.ties, topk=10, loss_batch=loss_batch)
 
 
 def _resume_path(cfg: DictConfig, model: RetrievalModule, run_dir: Path) -> Path | None:

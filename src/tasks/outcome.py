@@ -21,16 +21,19 @@ from src.batch import TextEmbedding, VideoEmbedding
 from src.callbacks import History
 from src.data.datamodule import RetrievalDataModule
 from src.data.splits import SplitPart
+from src.metrics.domains import domain_report
+from src.metrics.order import better
 from src.metrics.retrieval import RetrievalResult
 from src.metrics.skills import skill_report
 from src.models.base import RetrievalModule
+from src.reports.domains import domains_table
 from src.reports.published import published_rows, published_tables
 from src.reports.report import ProblemFacts, ReportFacts, VideoFacts, write_report
 from src.reports.rescored import Further
 from src.reports.table import print_table
 from src.tasks import pentathlon
 from src.tasks.build import plain
-from src.tasks.exports import write_exports
+from src.tasks.exports import caption_names, write_exports
 
 THUMBNAIL_SIDE = 112  # pixels
 SHOWN_PROBLEMS = 20  # in the terminal; the report lists more
@@ -80,9 +83,10 @@ class ResultWriter(Callback):
         now = time.perf_counter()
         part = datamodule.part("test")
         skills = _skills(part, result, text, video, model)
+        domains = _domains(part, result)
         lacking = datamodule.experts.lacking((record.key,) for record in part.videos)
         if self.cfg.save_similarity:
-            save_similarity(self.run_dir, part, text, video, model)
+            save_similarity(self.run_dir, part, (text, video), model)
         unknown = len(part.captions) - len(result.caption_ids) - len(result.excluded_captions)
         protocol = self.protocol(datamodule)
         trained = self.cfg.task.name == "fit" or self.cfg.ckpt_path is not None
@@ -99,22 +103,26 @@ class ResultWriter(Callback):
             words=datamodule.shown_words(part),
             details={
                 "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                **({"domains": domains} if domains else {}),
                 **({"without_expert": lacking} if lacking else {}),
                 **({"captions_without_feature": unknown} if unknown else {}),
                 **self.further.details(),
                 **({"published": [row.to_json() for row in published]} if published else {}),
             },
-            tables=(*self.further.tables(result, protocol), *published_tables(published, result, self.further)),
+            tables=(
+                *self.further.tables(result, protocol),
+                *([domains_table(domains)] if domains else []),
+                *published_tables(published, result, self.further),
+            ),
         )
         page = write_report(self.run_dir, result, facts)
         print_table(result, facts.protocol, skills, facts.tables)
         print_problems(facts.problems)
         if unknown:
             sys.stdout.write(f"excluded: {unknown} captions have no feature and are no queries\n")
-        for name, number in lacking.items():
-            sys.stdout.write(f"without expert {name}: {number} of the {len(part.videos)} videos\n")
-        if protocol.get("without_ocr"):
-            sys.stdout.write(f"without OCR: {protocol['without_ocr']} of the {len(part.videos)} videos\n")
+        without = {f"expert {name}": number for name, number in lacking.items()} | {"OCR": protocol.get("without_ocr")}
+        for what, number in without.items():
+            sys.stdout.write(f"without {what}: {number} of the {len(part.videos)} videos\n" if number else "")
         write_exports(self.cfg, part, (text, video), model)
         pentathlon.write(self.cfg, part, result, self.further.rescored)
         sys.stdout.write(f"report: {page}\n")
@@ -159,22 +167,46 @@ def _skills(
     )
 
 
+def _domains(part: SplitPart, result: RetrievalResult) -> dict[str, dict[str, Any]]:
+    """Results by the tag "domain" of the videos; empty where no video has it."""
+    domains = [dict(record.tags).get("domain") for record in part.videos]
+    return domain_report(result, domains) if any(domains) else {}
+
+
 def save_similarity(
-    run_dir: Path, part: SplitPart, text: TextEmbedding, video: VideoEmbedding, model: RetrievalModule
+    run_dir: Path,
+    part: SplitPart,
+    embeddings: tuple[TextEmbedding, VideoEmbedding],
+    model: RetrievalModule,
+    prefix: str = "",
 ) -> None:
-    """Write similarity.npy (float32, rows captions, columns videos) and the ids of its rows and columns."""
+    """Write similarity.npy (float32, rows captions, columns videos) and what its rows and columns are.
+
+    videos.txt and captions.txt have one video id per line; captions.tsv also names and quotes the captions:
+    `caption<TAB>video<TAB>text`.
+
+    Args:
+        run_dir: gets the files.
+        part: of the embeddings.
+        embeddings: captions and videos.
+        model: scores them.
+        prefix: of the names of the files.
+    """
+    text, video = embeddings
     matrix = np.lib.format.open_memmap(
-        run_dir / "similarity.npy", mode="w+", dtype=np.float32, shape=(len(text), len(video))
+        run_dir / f"{prefix}similarity.npy", mode="w+", dtype=np.float32, shape=(len(text), len(video))
     )
     score = model.scorer(text, video)
     for start in range(0, len(text), BLOCK):
         rows = slice(start, start + BLOCK)
         matrix[rows] = score(text[rows], video).float().cpu().numpy()
     matrix.flush()
-    videos = [part.videos[i].id for i in video.ids.tolist()]
-    captions = [part.videos[i].id for i in text.video_ids.tolist()]
-    (run_dir / "videos.txt").write_text("\n".join(videos) + "\n", encoding="utf-8")
-    (run_dir / "captions.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
+    owners = [part.videos[i].id for i in text.video_ids.tolist()]
+    texts = [" ".join(part.captions[i].text.split()) for i in text.ids.tolist()]
+    named = ["\t".join(row) for row in zip(caption_names(part, text), owners, texts, strict=True)]
+    lists = {"videos.txt": [part.videos[i].id for i in video.ids.tolist()], "captions.txt": owners}
+    for name, lines in {**lists, "captions.tsv": named}.items():
+        (run_dir / f"{prefix}{name}").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 class _Thumbnails:
@@ -196,9 +228,10 @@ class _Thumbnails:
 
 
 def optimized_value(cfg: DictConfig) -> float | None:
-    """The metric that a sweep maximises: its best epoch, or the test's where there was no such validation.
+    """The metric that a sweep optimises: its best epoch, or the test's where there was no such validation.
 
-    None for a recall where the test was a search by topics; `test/topics/<edition>/all/infAP` names one of its metrics.
+    None for a recall where the test was a search by topics, and for a loss, which tests do not have;
+    `test/topics/<edition>/all/infAP` names one of a search's metrics.
     Read from the files, since under a spawning strategy the work was done in other processes.
     """
     if cfg.optimized_metric is None:
@@ -208,12 +241,12 @@ def optimized_value(cfg: DictConfig) -> float | None:
         with (run_dir / "metrics.csv").open(newline="") as file:
             values = [float(row[cfg.optimized_metric]) for row in csv.DictReader(file) if row.get(cfg.optimized_metric)]
         if values:
-            return max(values)
+            return min(values) if better(cfg.optimized_metric) == "min" else max(values)
     if not (run_dir / "metrics.json").is_file():
         return None  # nothing was tested
     value: Any = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     keys = cfg.optimized_metric.split("/")[1:]
-    if "topics" in value and keys[:1] != ["topics"]:
+    if keys == ["loss"] or ("topics" in value and keys[:1] != ["topics"]):
         return None
     for key in keys:
         value = value[key]

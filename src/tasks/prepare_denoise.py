@@ -7,6 +7,7 @@ masks came without the program that made them: the rule is inferred from their n
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def run(cfg: DictConfig) -> None:
     say(f"denoise: use it with dataset.caption_mask={output}")
 
 
-def own_ranks(source: TeacherSource, video_index: tuple[int, ...]) -> np.ndarray:
+def own_ranks(source: TeacherSource, video_index: Sequence[int]) -> np.ndarray:
     """float64 (N,): rank of each caption's own video among all videos, 1 = best; the mean place of those tied with it.
 
     Args:

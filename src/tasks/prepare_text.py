@@ -33,7 +33,7 @@ class TrainingCaptions:
     def captions(self) -> tuple[CaptionRecord, ...]:
         part = self.datamodule.part("train")
         if self.datamodule.split.captions.get("train", "all") != "all":
-            return part.captions
+            return tuple(part.captions)
         used = {video.id for video in part.videos}
         # Parts put the captions of a video side by side; the annotation has them as the file does.
         return tuple(c for c in self.datamodule.annotation.captions if c.video_id in used and c.text.strip())

@@ -165,7 +165,7 @@ class _Bank:
         model, plugin = self.test.model, self.test.trainer.precision_plugin
         moved = batch.to(self.test.device)
         with plugin.test_step_context():
-            encoded: Any = model.encode_queries(moved) if isinstance(moved, TextBatch) else model.encode_video(moved)
+            encoded: Any = model.encode_queries(moved) if isinstance(moved, TextBatch) else model.encode_gallery(moved)
         return encoded.map(lambda t: t.float() if t.is_floating_point() else t)
 
 

@@ -4,7 +4,8 @@
 `videos=FILE`: one video id per line, line i names column i.
 `captions=FILE`: one line per row of the matrix, either the id of the video that the caption describes, or
 `caption_id<TAB>video_id` or `caption_id<TAB>video_id<TAB>text`.
-Without the two files the matrix is square and row i belongs to column i.
+Without the two files the matrix is square and row i belongs to column i; one of task=export_submission has its lists
+beside it, and is refused when it was changed since.
 `task.query_mask=M.npy`: rows that are no captions; of shape (videos, captions) it replaces `captions=`.
 `rescoring=…`: also re-scored. `task.querybank=B.npy`: scores of other captions with the same videos, the bank of the
 methods that have one; `task.videobank=C.npy`: scores of the captions with other videos, for video to text. Without a
@@ -34,6 +35,7 @@ from src.metrics.legacy import check_captions
 from src.metrics.retrieval import MatrixScore, evaluate_matrix
 from src.metrics.score_blocks import Scores
 from src.reports.report import ReportFacts, VideoFacts, write_report
+from src.reports.submission import recorded_lists
 from src.reports.table import print_table
 from src.reports.topic_page import SHOWN, edition_of, write_topic_page
 from src.reports.topic_table import editions_table, topics_table
@@ -74,12 +76,20 @@ def run(cfg: DictConfig) -> float | None:
         raise UserError("task=score found no matrix, expected similarity=FILE.npy with rows captions, columns videos")
     path = Path(cfg.similarity)
     matrix = read_matrix(path)
+    _take_recorded_lists(cfg, path, matrix)
     if cfg.task.get("labels") is not None:
         names = _names(cfg.captions, "captions", matrix.shape[0]), _names(cfg.videos, "videos", matrix.shape[1])
         order = bool(cfg.task.upstream_order)
         found = score_labels(matrix, names, Path(cfg.task.labels), run_dir, upstream_order=order)
         return found.metrics["GeoMean"]
     return score_matrix(cfg, path.stem, matrix)
+
+
+def _take_recorded_lists(cfg: DictConfig, path: Path, matrix: np.ndarray) -> None:
+    """Of a matrix that task=export_submission wrote, check that it is as written, and use the lists beside it."""
+    lists = recorded_lists(path, matrix)
+    if lists is not None and cfg.captions is None and cfg.videos is None and cfg.task.get("query_mask") is None:
+        cfg.captions, cfg.videos = map(str, lists)
 
 
 def score_matrix(cfg: DictConfig, name: str, matrix: np.ndarray) -> float | None:

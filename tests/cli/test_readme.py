@@ -84,7 +84,7 @@ def test_commands_run(cli: Callable[..., Any], clips: Path, tmp_path: Path) -> N
             options["tiny"] = False
         elif "task=score" in words or "task=compare" in words:
             small, options["tiny"] = [], False
-        if "task=evaluate" in words:
+        if {"task=evaluate", "task=export_submission"} & set(words):
             small = ["model=clip4clip"]
         if "-m" in words:
             small.append(f"hydra.sweep.dir={tmp_path / 'sweep'}")

@@ -30,6 +30,7 @@ HEADED = [name for name in MODELS if "head:" in (CONF / "model" / f"{name}.yaml"
 NEEDED = {
     ("task", "score"): ["similarity={file}"],
     ("task", "evaluate"): ["task.random_weights=true"],
+    ("task", "export_submission"): ["task.random_weights=true"],
     ("task", "extract"): ["extractor=clip"],
     **{("extractor", name): ["extractor.random_weights=true"] for name in ("action", "scene", "vggish")},
     ("extractor", "plugin"): ["extractor.network=module:function"],

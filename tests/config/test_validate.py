@@ -62,6 +62,8 @@ MISTAKES = {
     "task=score similarity=no.npy": "similarity=no.npy does not exist",
     "task=score task.predictions=no.csv": "predictions=no.csv does not exist",
     "task=evaluate": "task=evaluate has no weights (model=clip2video is not pretrained); give ckpt_path=…",
+    "task=export_submission": "task=export_submission has no weights (model=clip2video is not pretrained)",
+    "task=export_submission similarity=no.npy": "similarity=no.npy does not exist",
     "ckpt_path=no.ckpt": "ckpt_path=no.ckpt does not exist",
     "dataset=msrvtt": "split=msrvtt has no val part (it has train, test); give selection=last",
     "dataset.provides=[features]": "model=clip2video needs frames, but dataset=toy provides features; choose dataset=",

@@ -173,7 +173,7 @@ def test_foreign_text_tower_gives_pooled_vectors_only() -> None:
     padded[:, :5] = tokens_BL
     with torch.no_grad():
         torch.testing.assert_close(tower.encode_text(tokens_BL), clip.encode_text(padded))
-    with pytest.raises(UserError, match="model.head=meanP"):
+    with pytest.raises(UserError, match=r"model\.head=meanP"):
         tower.encode_text_tokens(tokens_BL)
     with pytest.raises(UserError, match="freeze_layers=-1"):
         freeze_clip(tower, 0)

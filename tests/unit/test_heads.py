@@ -18,9 +18,9 @@ from src.models.heads import tiling
 from src.models.heads.tiling import tile_shape, tiled
 from src.tasks.build import build_model
 
-MODELS = ("clip4clip", "clip2video", "internvideo")
+MODELS = ("clip4clip", "clip2video", "internvideo", "hf")
 HEADS = sorted(path.stem for path in (CONF / "model" / "head").glob("*.yaml"))
-SMALL = ("model.num_frames=4", "model.max_words=8", "model.mask_layout=per_video")
+SMALL = ("model.num_frames=4", "model.max_words=8")
 
 
 @cache
@@ -42,7 +42,7 @@ def texts(lengths: tuple[int, ...] = (8, 5, 7)) -> TextBatch:
     count, longest = len(lengths), max(lengths)
     mask = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
     tokens = torch.randint(1, 200, (count, longest)).masked_fill(~mask, 0)
-    tokens[torch.arange(count), mask.sum(1) - 1] = 511  # the largest id marks the end
+    tokens[torch.arange(count), mask.sum(1) - 1] = 4095  # the end token
     return TextBatch(tokens, mask, torch.arange(count), torch.arange(count))
 
 

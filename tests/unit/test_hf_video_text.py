@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from src.batch import TextBatch, VideoBatch
+from src.config.validate import CONF
 from src.errors import UserError
+from src.models.gradient_cache import encode_in_chunks
 from src.models.heads.mean import MeanHead
 from src.models.heads.xpool import XPoolHead
-from src.models.hf_folder import HfFolder
+from src.models.hf_folder import OURS, HfFolder
 from src.models.hf_tokenizer import HfTokenizer
 from src.models.hf_video_text import HfVideoText
 from src.models.tokenizer import ClipTokenizer
@@ -161,6 +166,36 @@ def test_heads_of_the_clip_family(written: dict[str, tuple[Path, Any]]) -> None:
         make(written["xclip"][0], XPoolHead)
 
 
+def test_a_network_of_a_folder_is_ready_to_train(written: dict[str, tuple[Path, Any]]) -> None:
+    """Lightning leaves the mode as it finds it, and transformers' loader switches dropout off."""
+    model = HfVideoText(path=str(written["clip"][0]), head=MeanHead)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["clip", "xclip", "siglip"])
+def test_less_memory_gives_the_same_gradients(name: str, written: dict[str, tuple[Path, Any]]) -> None:
+    """Recomputed blocks, and a batch in chunks."""
+    found = []
+    for recomputed, chunks in ((False, 1), (True, 2)):
+        model = make(written[name][0], activation_checkpointing=recomputed).train()
+        model.configure_loss(cache_chunks=chunks)
+        text = encode_in_chunks(model.encode_text, text_batch(model), chunks)
+        model.loss(text, encode_in_chunks(model.encode_video, video_batch([4, 2, 3]), chunks))["loss"].backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    whole, pieces = found
+    assert whole.keys() == pieces.keys()
+    for parameter, gradient in whole.items():
+        torch.testing.assert_close(pieces[parameter], gradient, rtol=1e-4, atol=1e-5, msg=parameter)
+
+
+def test_norms_do_not_decay(written: dict[str, tuple[Path, Any]]) -> None:
+    rules = yaml.safe_load((CONF / "optimizer" / "adamw.yaml").read_text())["rules"]
+    patterns = [rule["pattern"] for rule in rules if rule.get("weight_decay") == 0]
+    for folder, _ in written.values():
+        vectors = [n for n, p in make(folder).named_parameters() if p.ndim < 2 and p.requires_grad]
+        assert [n for n in vectors if not any(re.search(pattern, n) for pattern in patterns)] == []
+
+
 def test_tokens_are_those_of_the_folder_and_travel(written: dict[str, tuple[Path, Any]]) -> None:
     folder, _ = written["clip"]
     tokenizer = pickle.loads(pickle.dumps(HfTokenizer(str(folder), 6)))  # noqa: S301 our own bytes
@@ -230,6 +265,22 @@ def with_another_end(folder: Path) -> HfVideoText:
     settings["text_config"]["eos_token_id"] = 7
     (folder / "config.json").write_text(json.dumps(settings))
     return make(folder, pretrained=None)
+
+
+def test_python_files_of_the_hub_are_fetched_where_they_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def fetched(name: str, allow_patterns: list[str], **options: object) -> str:
+        asked.append(allow_patterns)
+        return str(OURS / "videotext-tiny-clip")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    for trust in (False, True):
+        HfFolder.find("someone/something", trust)
+    assert ["*.py" in patterns for patterns in asked] == [False, True]
+    assert not any(
+        fnmatch(name, pattern) for name in ("w.bin", "w.pt", "w.pkl") for patterns in asked for pattern in patterns
+    )
 
 
 def test_names_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

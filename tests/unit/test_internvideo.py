@@ -23,6 +23,7 @@ from src.models.freeze import freeze_clip
 from src.models.fusion_tower import FusionTower
 from src.models.heads.seq_transf import SeqTransfHead
 from src.models.heads.wti import WeightedTokenInteractionHead
+from src.models.heads.xclip import XClipHead
 from src.models.internvideo import InternVideo
 from tests.tiny_clip import tiny_arch
 
@@ -185,6 +186,18 @@ def test_what_a_head_does_not_read_is_not_trained(caplog: pytest.LogCaptureFixtu
     assert make(head=SeqTransfHead).tower.clip.text_projection.requires_grad
 
 
+@pytest.mark.parametrize("tower", TOWERS)
+def test_heads_have_a_place_for_every_frame_that_the_tower_gives(tower: str) -> None:
+    model = make(tower, head=XClipHead)
+    assert model.similarity(model.encode_text(texts()), model.encode_video(videos())).shape == (3, 3)
+
+
+def test_batch_statistics_are_not_of_chunks() -> None:
+    make("global").configure_loss(cache_chunks=2)
+    with pytest.raises(UserError, match=r"found batch normalisation .*set loss\.cache_chunks=1"):
+        make("fusion").configure_loss(cache_chunks=2)
+
+
 def test_half_precision_keeps_scores_whole() -> None:
     model = make().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -280,6 +293,9 @@ def test_weights_that_make_no_sense(tmp_path: Path) -> None:
         make(pretrained=path, merge_clip=clip, merge_weight=1.5)
     with pytest.raises(UserError, match=r"model\.merge_clip=nowhere is neither a file nor a tag"):
         make(pretrained=path, merge_clip="nowhere")
+    save_file({"model.visual.proj": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"merge_clip=.*other\.safetensors has none of the tower's tensors"):
+        make(pretrained=path, merge_clip=str(tmp_path / "other.safetensors"))
     with pytest.raises(UserError, match="QuickGELU"):
         InternVideo(arch="videotext-tiny", pretrained=path)
     with pytest.raises(UserError, match="does not fit"):

@@ -6,7 +6,7 @@ import hashlib
 
 import torch
 
-from src.models.word_overlap import NOTHING, WholeWords, shared_words, word_id
+from src.models.word_overlap import NO_WORD, WholeWords, shared_words, word_id
 
 
 def test_words_are_counted_once() -> None:
@@ -19,7 +19,7 @@ def test_words_are_counted_once() -> None:
 
 
 def test_empty_places_never_match() -> None:
-    nothing = torch.full((2, 3), NOTHING)
+    nothing = torch.full((2, 3), NO_WORD)
     assert not shared_words(nothing, nothing).any()
 
 
@@ -33,6 +33,6 @@ def test_ids_fit_the_kept_pieces() -> None:
     """Token ids of words are kept as 32 bits, and hashes do not differ between processes."""
     ids = [word_id(f"word{index}") for index in range(1000)]
     assert len(set(ids)) == 1000
-    assert min(ids) > NOTHING
+    assert min(ids) > NO_WORD
     assert max(ids) < 2**31
     assert word_id("sale") == 1 + int.from_bytes(hashlib.blake2b(b"sale", digest_size=4).digest(), "big") % (2**31 - 1)

@@ -247,10 +247,15 @@ def test_no_folder() -> None:
             source(folder).check()
 
 
-def make_store(path: Path, recipe: dict[str, Any] | None = None) -> Path:
+def make_store(path: Path, extractor: str = "ocr") -> Path:
     """a and d have words, b shows none, c could not be read."""
     writer = StoreWriter(
-        path, name="ocr", dim=12, recipe=recipe or {"extractor": "ocr"}, ids=["a", "b", "c", "d"], items_per_shard=2
+        path,
+        name="ocr",
+        dim=12,
+        recipe={"extractor": {"extractor": extractor}},
+        ids=["a", "b", "c", "d"],
+        items_per_shard=2,
     )
     row = np.ones((1, 12), np.float32)
     details = {"kwai": {"0": track("Exit 12", frames=(2, 4), video=[100, 50, 20, 0])}, "size": [50, 100], "frames": [2]}
@@ -277,9 +282,26 @@ def test_store_of_the_extractor(tmp_path: Path) -> None:
         ((key, problem),) = reader.problems.items()
         assert key == ("d", DAMAGED)
         assert "item 'd', track '0'" in problem.reason
-    other = make_store(tmp_path / "clip", {"extractor": "clip"})
+    other = make_store(tmp_path / "clip", "clip")
     with pytest.raises(UserError, match=r"clip: found a feature store of clip, expected one of extractor=ocr"):
         source(other).check()
+
+
+@pytest.mark.parametrize("rule", ["fixed", "upstream"])
+def test_a_store_and_files_of_one_extraction_are_the_same(tmp_path: Path, rule: Any) -> None:
+    # A store sorts keys as text: frame 157 before 22, track 10 before 2.
+    tracks = [
+        track(f"word{k % 8} STOP", 0.5, x=5.0 * k, frames=(22, 157, 1000), video=[640, 360, 1200, 0]) for k in range(12)
+    ]
+    for k, one in enumerate(tracks):
+        one["tracks"]["1000"] = [value + k for value in one["tracks"]["1000"]]
+    path = write(tmp_path / "files", "a", *tracks)
+    writer = StoreWriter(tmp_path / "ocr", name="ocr", dim=12, recipe={"extractor": {"extractor": "ocr"}}, ids=["a"])
+    writer.write_shard(0, [("a", np.ones((1, 12), np.float32), None, {"kwai": json.loads(path.read_text())})])
+    writer.finish()
+    found = [source(tmp_path / name, WordSpec(Letters(), rule=rule)).of(VideoRecord("a")) for name in ("files", "ocr")]
+    assert found[0].words == found[1].words
+    np.testing.assert_array_equal(found[0].positions_WP, found[1].positions_WP)
 
 
 def test_each_distinct_word_is_tokenised_once(tmp_path: Path) -> None:
@@ -493,7 +515,7 @@ def test_check_data(clips: Path, tmp_path: Path) -> None:
     assert find_in_words(tmp_path / "no", lists) == find_in_words(None, lists) == ([], {})
     named = {"test": (VideoRecord("a", ocr="a.json"),)}
     assert find_in_words(tmp_path / "no", named)[0][0].items == (f"dataset.ocr_dir={tmp_path / 'no'} is not a folder",)
-    other = make_store(tmp_path / "clip", {"extractor": "clip"})
+    other = make_store(tmp_path / "clip", "clip")
     assert find_in_words(other, lists)[0][0].kind == "no usable OCR"
     assert find_in_words(make_store(tmp_path / "ocr"), {"test": records("a", "c")})[1] == {"test": 1}
 

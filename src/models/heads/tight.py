@@ -47,7 +47,7 @@ class TightTransfHead(Head):
         self.dense.apply(init_small)
         self.score.apply(init_small)
         host.start_from_text_tower([self.position], [self.transformer])
-        host.tower.logit_scale.requires_grad_(False)  # the transformer gives logits directly
+        host.tower.freeze_logit_scale()  # the transformer gives logits directly
 
     def text_parts(self, text: TextTokens) -> dict[str, Tensor]:
         """Part "text": sentences (B, D)."""
