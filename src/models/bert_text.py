@@ -114,7 +114,8 @@ def _place(model: str) -> str:
 def _network(folder: HfFolder | None, weights: bool) -> Any:
     if folder is None:
         with transformers_module() as (transformers, _):
-            sizes = {**TINY_SIZES, "hidden_dim": 4 * TINY_SIZES["dim"]}
+            # From random weights, and at this size, dropout keeps it from learning rare words at all.
+            sizes = {**TINY_SIZES, "hidden_dim": 4 * TINY_SIZES["dim"], "dropout": 0.0, "attention_dropout": 0.0}
             return transformers.DistilBertModel(transformers.DistilBertConfig(**sizes))
     kind = folder.setting("model_type")
     if kind not in ("distilbert", "bert"):

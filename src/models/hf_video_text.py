@@ -50,7 +50,7 @@ class HfVideoText(ClipRetrievalModule):
         activation_checkpointing: see `src.models.tower_speed`.
         compile: see `src.models.tower_speed`.
         gather: see `RetrievalModule`.
-        same_video_positives: leave other captions of the same video out of the negatives (id-masked contrast).
+        same_video_positives: leave other captions of the same video out of the negatives.
         loss: "infonce", or "dsl": scores are first multiplied by their softmax over the queries; see `DualSoftmaxLoss`.
         dsl_temperature: of that softmax; only read with "dsl".
         ocr: read the words in the picture too, of files that `dataset.ocr_dir` names; see `src.models.clip_ocr`.

@@ -26,7 +26,7 @@ NOT_THE_METHOD = {"seed", "paths", "tags", "logger", "callbacks", "save_similari
     *("rescoring", "compatibility"),  # what a test says besides its plain numbers
 }
 OF_THE_RUN = {"hub_videos", "changed_captions", "row_error"}  # settings of a re-scoring that seeds differ in
-NOT_THE_PROTOCOL = {"model", "checkpoint", "seed", "search", "caption_mask"}
+NOT_THE_PROTOCOL = {"model", "checkpoint", "seed", "search", "caption_mask", "without_ocr"}
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,7 @@ def _check_options(chosen: Mapping[str, Any], told: Mapping[str, Any], source: P
 
 def _beside(model: RetrievalModule, ours: Mapping[str, Tensor], rest: dict[str, Any], source: str) -> dict[str, Any]:
     """What a file of ours holds beside the tensors, after both were checked against the model."""
-    model.on_load_checkpoint(rest)
+    model.on_load_checkpoint({**rest, "state_dict": dict(ours)})
     check_fit(model, ours, source)
     beside: dict[str, Any] = {}
     model.on_save_checkpoint(beside)

@@ -82,7 +82,7 @@ class Saved:
 
     def like(self, other: Saved) -> np.ndarray:
         """The scores with the rows and columns of `other`, which has the same ones."""
-        row = {key: number for key, number in zip(_numbered(self.rows), self.kept, strict=True)}
+        row = dict(zip(_numbered(self.rows), self.kept, strict=True))
         column = {video: number for number, video in enumerate(self.videos)}
         rows = np.array([row[key] for key in _numbered(other.rows)])
         columns = np.array([column[video] for video in other.videos])
@@ -175,8 +175,8 @@ class _Fusion:
 def _report(
     cfg: DictConfig, found: _Fusion, parts: tuple[Aligned, Aligned], fused: tuple[RetrievalResult, RetrievalResult]
 ) -> None:
-    """Print and write the tables, metrics.json, ranks.csv and the page; with save_similarity the scores as well."""
-    run_dir, (val, test) = Path(cfg.paths.run_dir), parts
+    """Print and write the tables, metrics.json, ranks.csv and the page."""
+    run_dir, test = Path(cfg.paths.run_dir), parts[1]
     protocol = found.protocol()
     singles = [[part.result(matrix, cfg.ties) for matrix in part.matrices] for part in parts]
     line = protocol_line(full_protocol(fused[1], protocol))

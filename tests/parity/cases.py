@@ -6,7 +6,6 @@ A case is `NAME.json` in a system's folder, with its tensors in `NAME.safetensor
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
 from collections.abc import Mapping
@@ -21,7 +20,6 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or ROOT / "tests" / "golden").resolve()
-PENDING_FILE = Path(__file__).with_name("pending.txt")
 
 FORWARD_RTOL = 1e-5
 GRADIENT_RTOL = 1e-4
@@ -71,18 +69,6 @@ def orphans(golden_dir: Path = GOLDEN_DIR) -> list[Path]:
     known = {case.folder / f"{case.name}.safetensors" for case in find_cases(golden_dir)}
     found = set(golden_dir.glob("*/*.safetensors"))
     return sorted(found - known)
-
-
-def pending_patterns() -> list[str]:
-    """The globs over `<system>/<case>` that are not built yet."""
-    if not PENDING_FILE.is_file():
-        return []
-    lines = (line.split("#")[0].strip() for line in PENDING_FILE.read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line]
-
-
-def is_pending(case: Case) -> bool:
-    return any(fnmatch.fnmatchcase(case.id, pattern) for pattern in pending_patterns())
 
 
 def assert_close(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parity.cases import GOLDEN_DIR, Case, find_cases, is_pending, orphans, pending_patterns
-from tests.parity.checkers import CHECKERS, checkers_of
+from tests.parity.cases import GOLDEN_DIR, Case, find_cases, orphans
+from tests.parity.checkers import checkers_of
 
 CASES = find_cases()
-BUILT = [case for case in CASES if not is_pending(case)]
 
 
-@pytest.mark.parametrize("case", BUILT, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_golden(case: Case) -> None:
     checkers = checkers_of(case)
     if not checkers:
@@ -21,17 +20,11 @@ def test_golden(case: Case) -> None:
 
 
 def test_there_are_cases() -> None:
-    assert BUILT, f"no golden case in {GOLDEN_DIR}"
+    assert CASES, f"no golden case in {GOLDEN_DIR}"
 
 
 def test_every_tensor_file_belongs_to_a_case() -> None:
     assert orphans() == []
-
-
-def test_pending_lines_are_not_stale() -> None:
-    """A system with a checker is built, so it may not be pending as a whole."""
-    stale = [pattern for pattern in pending_patterns() if pattern.removesuffix("/*") in CHECKERS]
-    assert stale == [], "remove these lines from tests/parity/pending.txt"
 
 
 def test_case_without_checker_is_named(tmp_path) -> None:

@@ -103,7 +103,8 @@ def test_independent_errors_are_weighed_as_theory_says_and_beat_both(
     assert found["protocol"]["model"] == "fusion"
     assert f"weights learnt on val for {objective}" in found["protocol"]["fusion"]
     line = found["table"].splitlines()[0]
-    assert "fusion 0." in line and "weights learnt on val" in line
+    assert "fusion 0." in line
+    assert "weights learnt on val" in line
     for name in ("A", "B", "fusion"):
         assert f"| {name}" in found["table"]
     assert f"{found['SumR']:.1f}" in found["printed"]
