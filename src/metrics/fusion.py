@@ -88,10 +88,11 @@ def learn_weights(value: Callable[[tuple[float, ...]], float], count: int) -> tu
         return seen[weights]
 
     if count == 2:
-        best = max(((round(1 - n / GRID, 2), round(n / GRID, 2)) for n in range(GRID + 1)), key=rated)
+        pairs: list[tuple[float, ...]] = [(round(1 - n / GRID, 2), round(n / GRID, 2)) for n in range(GRID + 1)]
+        best = max(pairs, key=rated)
         return best, rated(best)[0]
     single = [tuple(float(r == i) for r in range(count)) for i in range(count)]
-    best = max([tuple([1 / count] * count), *single], key=rated)
+    best = max([(1 / count,) * count, *single], key=rated)
     for step in STEPS:
         while (candidate := max(_moves(best, step), key=rated, default=best)) and rated(candidate) > rated(best):
             best = candidate

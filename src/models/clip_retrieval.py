@@ -46,6 +46,7 @@ class Tower(TextTower, Protocol):
     def clamp_logit_scale(self) -> None: ...
     def encode_text(self, tokens_BL: Tensor) -> Tensor: ...
     def encode_text_tokens(self, tokens_BL: Tensor) -> tuple[Tensor, Tensor]: ...
+    def check_words(self) -> None: ...
     def encode_frames(self, frames_BTCHW: Tensor, mask_BT: Tensor) -> Tensor: ...
     def speed_up(self, activation_checkpointing: bool, compile: bool) -> None: ...
 
@@ -118,8 +119,14 @@ class ClipRetrievalModule(RetrievalModule):
         return HeadHost(self.tower, self.frames.num_frames, self.max_words, self.attention_heads, self.mask_layout)
 
     def add_head(self, head: HeadFactory) -> None:
-        """Make the head, and behind it what reads words; a class that is no head is a UserError."""
+        """Make the head, and behind it what reads words in the picture.
+
+        Raises:
+            UserError: the class is no head, or reads words of a tower that gives none.
+        """
         self.similarity_is_pairwise = head_class(head).pairwise
+        if head_class(head).reads_words:  # now rather than after the first batch was read
+            self.tower.check_words()
         self.head = head(self.host())
         if self.ocr_words:
             self.ocr = ClipOcr(self.encode_words, self.tower.embed_dim, self.attention_heads)

@@ -167,13 +167,17 @@ class ClipTower(nn.Module):
         pooled = text_global_pool(x_BLD, tokens_BL, self.clip.text_pool_type, eos_token_id=self.clip.text_eos_id)
         return self._project_text(pooled)
 
-    def encode_text_tokens(self, tokens_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Sentence vectors (B, D) and all projected token vectors (B, L, D), neither normalised."""
+    def check_words(self) -> None:
+        """Refuse to be the tower of a head that reads words, where the text tower gives none."""
         if not self.is_plain:
             raise UserError(
                 f"model.arch={self.arch} gives one vector per caption, this model.head reads its words; "
                 "set model.head=meanP or use a CLIP ViT architecture such as ViT-B-32-quickgelu"
             )
+
+    def encode_text_tokens(self, tokens_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Sentence vectors (B, D) and all projected token vectors (B, L, D), neither normalised."""
+        self.check_words()
         tokens_BLD = self._project_text(self._text_states(tokens_BL))
         pool = self.clip.text_pool_type
         return text_global_pool(tokens_BLD, tokens_BL, pool, eos_token_id=self.clip.text_eos_id), tokens_BLD

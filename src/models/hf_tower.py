@@ -195,13 +195,22 @@ class HfTower(nn.Module):
         Raises:
             UserError: the network gives no states of tokens, or projects them in another way than CLIP.
         """
+        self.check_words()
         found = self._text(tokens_BL, mask_BL)
-        states_BLM, project = getattr(found, "last_hidden_state", None), getattr(self.clip, "text_projection", None)
-        if states_BLM is None or not isinstance(project, nn.Linear):
-            raise UserError(
-                f"{self.arch} gives one vector per caption, this head reads its words; choose model.head=meanP"
-            )
-        return _vectors(found, self.calls.text), project(states_BLM)
+        states_BLM = getattr(found, "last_hidden_state", None)
+        if states_BLM is None:
+            raise self._no_words()
+        return _vectors(found, self.calls.text), self.clip.text_projection(states_BLM)  # type: ignore[operator]
+
+    def check_words(self) -> None:
+        """Refuse to be the tower of a head that reads words, where they have no projection of their own."""
+        if not isinstance(getattr(self.clip, "text_projection", None), nn.Linear):
+            raise self._no_words()
+
+    def _no_words(self) -> UserError:
+        return UserError(
+            f"{self.arch} gives one vector per caption, this head reads its words; choose model.head=meanP"
+        )
 
     def _text(self, tokens_BL: Tensor, mask_BL: Tensor | None) -> Any:
         method = getattr(self.clip, self.calls.text)

@@ -22,6 +22,7 @@ from src.config.validate import CONF
 from src.errors import UserError
 from src.models.gradient_cache import encode_in_chunks
 from src.models.heads.mean import MeanHead
+from src.models.heads.ti import TokenInteractionHead
 from src.models.heads.xpool import XPoolHead
 from src.models.hf_folder import OURS, HfFolder
 from src.models.hf_tokenizer import HfTokenizer
@@ -164,6 +165,8 @@ def test_heads_of_the_clip_family(written: dict[str, tuple[Path, Any]]) -> None:
     assert model.similarity(text, video).shape == (3, 2)
     with pytest.raises(UserError, match="one vector for a whole video"):
         make(written["xclip"][0], XPoolHead)
+    with pytest.raises(UserError, match=r"one vector per caption, this head reads its words"):
+        make(written["siglip"][0], TokenInteractionHead)
 
 
 def test_a_network_of_a_folder_is_ready_to_train(written: dict[str, tuple[Path, Any]]) -> None:
