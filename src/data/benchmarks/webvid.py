@@ -31,7 +31,8 @@ class WebvidDataModule(StreamedDataModule):
     steps: ClassVar[str] = (
         "the tables and videos of WebVid were withdrawn by their owners and cannot be fetched; with a copy of yours, "
         "expected layout: DATA/webvid/metadata/results_2M_{train,val}.csv (columns videoid, name, page_dir, …) and "
-        "DATA/webvid/videos/<page_dir>/<videoid>.mp4"
+        "DATA/webvid/videos/<page_dir>/<videoid>.mp4; set dataset.annotations_dir= and dataset.videos_dir= if yours is "
+        "another"
     )
     cut: str = "2M"
 
