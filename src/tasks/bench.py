@@ -49,6 +49,8 @@ def run(cfg: DictConfig) -> None:
         "clip_scores": bench_clip_scores,
         "cached_loss": bench_cached_loss,
         "clip_throughput": bench_clip_throughput,
+        "fusion_step": bench_fusion_step,
+        "ocr_speed": bench_ocr_speed,
     }
     unknown = [part for part in cfg.task.parts if part not in parts]
     if unknown:
@@ -240,6 +242,20 @@ def bench_clip_throughput(cfg: DictConfig) -> Numbers:
     from src.tasks import bench_clip_gpu
 
     return bench_clip_gpu.bench_clip_throughput(cfg)
+
+
+def bench_fusion_step(cfg: DictConfig) -> Numbers:
+    """Forward and backward pass of TextVR, with fused attention and without."""
+    from src.tasks import bench_textvr
+
+    return bench_textvr.bench_fusion_step(cfg)
+
+
+def bench_ocr_speed(cfg: DictConfig) -> Numbers:
+    """Frames and words that are read per second."""
+    from src.tasks import bench_ocr
+
+    return bench_ocr.bench_ocr_speed(cfg)
 
 
 class PeakMemory:

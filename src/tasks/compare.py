@@ -23,7 +23,7 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: a pattern names no finished run, or runs cannot be fused.
     """
-    if cfg.task.fuse:
+    if cfg.get("task") and cfg.task.get("fuse"):
         fuse.run(cfg)
         return
     table = compare_runs(find_runs(list(cfg.runs)))

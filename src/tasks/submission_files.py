@@ -161,7 +161,7 @@ def write_files(cfg: DictConfig, order: Order, blocks: Iterable[np.ndarray]) -> 
         copied = (matrix[n : n + BLOCK][:, columns] for n in range(0, len(matrix), BLOCK))
         write_matrix(folder / cfg.task.file, handed, copied, **options)
         names.append(cfg.task.file)
-    words = f"{len(order.captions)} captions x {len(order.videos)} videos, float32, finite, in order"
+    words = f"{len(order.captions)} captions x {len(order.videos)} videos, float32, finite"
     sys.stdout.write(f"submission: {', '.join(str(folder / name) for name in names)}: {words}\n")
     sys.stdout.write(f"submission: columns of {names[-1]} in the order of {handed.source}\n")
     sys.stdout.write(f"submission: order and checksums in {CAPTIONS}, {VIDEOS} and {RECORD} beside them\n")

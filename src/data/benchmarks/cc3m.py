@@ -37,7 +37,7 @@ class Cc3mDataModule(StreamedDataModule):
         "get the addresses from https://ai.google.com/research/ConceptualCaptions and download the images (by hand; "
         "many are gone); expected layout: DATA/cc3m/annotations/Train_GCC-training-success-020321-VALIDIMG.csv and "
         "Validation_GCC-1.1.0-Validation-success-020321-VALIDIMG.csv (columns caption, thumbnailUrl) of the images "
-        "that could be had, and DATA/cc3m/images/{training,validation}/<CRC-32 of thumbnailUrl, decimal, no extension>; "
+        "that could be had, and DATA/cc3m/images/{training,validation}/<CRC-32 of thumbnailUrl, no extension>; "
         "set dataset.annotations_dir= and dataset.videos_dir= if yours is another"
     )
 
