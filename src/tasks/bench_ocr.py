@@ -24,10 +24,11 @@ ROWS, COLUMNS = 5, 3  # places for words
 MOST = ROWS * COLUMNS
 KINDS = PLAIN, SCENE = ("plain", "scene")
 SIZES = {PLAIN: (24, 36), SCENE: (22, 40)}  # of the font, pixels; words on the scene are in any light colour
-WORDS = tuple(
-    "market street coffee open sale hotel museum garden station airport river bridge school library music concert "
-    "ticket winter summer orange apple bread cheese travel driver police doctor window kitchen bakery flower silver "
-    "golden purple yellow thunder planet rocket engine camera".split()
+WORDS = (
+    *("market", "street", "coffee", "open", "sale", "hotel", "museum", "garden", "station", "airport", "river"),
+    *("bridge", "school", "library", "music", "concert", "ticket", "winter", "summer", "orange", "apple", "bread"),
+    *("cheese", "travel", "driver", "police", "doctor", "window", "kitchen", "bakery", "flower", "silver", "golden"),
+    *("purple", "yellow", "thunder", "planet", "rocket", "engine", "camera"),
 )
 
 
