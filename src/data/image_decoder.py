@@ -27,7 +27,7 @@ STREAMS = frozenset({".mjpeg", ".mjpg", ".apng"})
 
 def is_image(path: Path) -> bool:
     """Whether a file is a still picture, by its first bytes: files of Conceptual Captions have no extension."""
-    if path.suffix.lower() in STREAMS:
+    if path.suffix.lower() in STREAMS or not path.is_file():
         return False
     with path.open("rb") as file:
         start = file.read(16)
