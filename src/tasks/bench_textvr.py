@@ -57,9 +57,11 @@ def bench_fusion_step(cfg: DictConfig) -> dict[str, float]:
     second would find what the first one left.
 
     Raises:
-        UserError: unknown `task.fusion_text`.
+        UserError: unknown `task.fusion_text`, or a single clip, whose loss is 0 whatever the model does.
     """
     task = cfg.task
+    if task.fusion_batch < 2:
+        raise UserError(f"task.fusion_batch: found {task.fusion_batch}, expected at least 2 clips; set 2")
     case = Case(
         task.fusion_text, task.fusion_vit, task.fusion_batch, task.fusion_words, cfg.seed, torch.get_num_threads()
     )

@@ -58,7 +58,9 @@ def test_every_part_of_the_model_is_trained_by_the_step() -> None:
         assert any(p.grad is not None and torch.any(p.grad != 0) for p in part.parameters())
 
 
-def test_unknown_text_model() -> None:
+def test_cases_that_cannot_be_measured() -> None:
+    with pytest.raises(UserError, match=r"task.fusion_batch: found 1, expected at least 2 clips"):
+        bench_textvr.bench_fusion_step(config(fusion_batch=1))
     with pytest.raises(UserError, match=r"found 'gpt2', expected distilbert or videotext-tiny"):
         bench_textvr.bench_fusion_step(config(fusion_text="gpt2"))
 
