@@ -16,6 +16,7 @@ from src.errors import UserError
 
 POSITION_SIZE = 12  # numbers of `WordBatch.positions_BWP`
 QUERY, PICTURE, WORD = range(3)  # rows of the type embedding
+TYPE_STD = 0.02  # of a start that does not drown the words
 
 
 class QueryAttention(nn.Module):
@@ -105,6 +106,19 @@ class OcrFusion(nn.Module):
         projection = nn.Identity() if projection_dim is None else nn.Linear(width, projection_dim)
         # The ReLU belongs to the projection, as in that of the captions.
         self.fusion_proj = nn.Sequential(nn.Identity() if projection_dim is None else nn.ReLU(), projection)
+
+    @torch.no_grad()
+    def align(self, caption_proj: nn.Module) -> None:
+        """Start so that words count like those of captions: values pass unchanged to the projection of captions.
+
+        Args:
+            caption_proj: what captions go through after a text model with the weights of `ocr_model`; same shapes.
+        """
+        nn.init.eye_(self.fusion_model.value.weight)
+        nn.init.zeros_(self.fusion_model.value.bias)
+        self.fusion_proj.load_state_dict(caption_proj.state_dict())
+        if self.reads_video:
+            nn.init.normal_(self.type_embedding.weight, std=TYPE_STD)
 
     def forward(self, words: WordBatch, video_BD: Tensor | None = None) -> Tensor:
         """Vectors (B, E), not normalised.

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.batch import (
     FrameAugment,
@@ -54,6 +54,7 @@ PARTS: dict[Parts, re.Pattern[str]] = {
     "video": re.compile(r"(?!video_model\.)"),
 }
 """Of a checkpoint: names that are left alone, in the file and in the model."""
+QUIET = 0.1  # of a picture that starts after the words; 1 = as loud as they
 
 
 class TextVR(FrozenBase):
@@ -91,6 +92,9 @@ class TextVR(FrozenBase):
         ocr_rule: how words are cleaned, "upstream" as published; see `src.data.ocr.ocr_format`.
         ocr_positions: how they are placed, "upstream" as published.
         ocr_heads: of the attention over the words.
+        ocr_start: without a checkpoint: "published", at random but for the text model; or "words_first": words count as
+            those of captions from the first step (`OcrFusion.align`), and the picture starts at a tenth. A word of few
+            clips is else learnt together with their pictures, and not recognised with others.
         ocr_words_per_pass: see `OcrFusion`.
         ocr_checkpointing: less memory for words; see `OcrFusion`.
         ocr_share_words: repeated words are encoded once in training, too; see `OcrFusion`.
@@ -134,6 +138,7 @@ class TextVR(FrozenBase):
         ocr_rule: OcrRule = "fixed",
         ocr_positions: OcrRule = "fixed",
         ocr_heads: int = 8,
+        ocr_start: Literal["published", "words_first"] = "published",
         ocr_words_per_pass: int = 1024,
         ocr_checkpointing: bool = False,
         ocr_share_words: bool = False,
@@ -166,6 +171,8 @@ class TextVR(FrozenBase):
                 activation_checkpointing=ocr_checkpointing,
                 share_words=ocr_share_words,
             )
+            if ocr_start == "words_first":
+                self._start_with_words(self.fusion)
         if pretrained is not None and self.text_model is not None:
             self.load_pretrained(pretrained, load_temporal, PARTS[pretrained_parts], PARTS[pretrained_parts])
 
@@ -188,6 +195,12 @@ class TextVR(FrozenBase):
             # Kept for checkpoints; nothing reads it, and a parameter without gradient would stall DDP.
             self.vid_proj.requires_grad_(False)
         return OcrFusion(words, words.width, projection_dim, reads_video=video is not None, **options)
+
+    def _start_with_words(self, fusion: OcrFusion) -> None:
+        assert self.txt_proj is not None
+        fusion.align(self.txt_proj)
+        if self.video_model is not None:
+            nn.init.constant_(self.video_model.norm.weight, QUIET)
 
     @property
     def input_spec(self) -> InputSpec:

@@ -122,6 +122,31 @@ def test_a_video_does_not_depend_on_the_others() -> None:
     torch.testing.assert_close(pieces, whole)
 
 
+def test_words_first() -> None:
+    """Values pass unchanged into the captions' projection, and a quiet picture moves the result less."""
+    moved = {}
+    for start in ("published", "words_first"):
+        model, batch = tiny_textvr(ocr_start=start).eval(), make_videos(LENGTHS)
+        assert batch.frames_BTCHW is not None
+        seen = VideoBatch(batch.ids, 255 - batch.frames_BTCHW, batch.mask_BT, words=batch.words)
+        plain, other = (model.encode_video(each).parts["video"] for each in (batch, seen))
+        moved[start] = ((other - plain).norm() / plain.norm()).item()
+    assert 0 < moved["words_first"] < moved["published"] / 2
+    assert model.fusion is not None
+    assert torch.equal(model.fusion.fusion_proj[1].weight, model.txt_proj[1].weight)
+    assert model.fusion.fusion_proj[1].weight is not model.txt_proj[1].weight
+    x_SD = torch.randn(3, 96)
+    assert torch.equal(model.fusion.fusion_model.value(x_SD), x_SD)
+
+
+def test_both_text_models_start_alike_and_learn_apart() -> None:
+    model = tiny_textvr()
+    assert model.fusion is not None
+    pairs = [*zip(model.text_model.parameters(), model.fusion.ocr_model.parameters(), strict=True)]
+    assert all(torch.equal(caption, word) for caption, word in pairs)
+    assert not any(caption is word for caption, word in pairs)
+
+
 # ---- checkpoints -------------------------------------------------------------------------------------
 
 
