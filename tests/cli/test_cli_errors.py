@@ -89,9 +89,10 @@ def test_help_lists_groups_options_keys_and_flags(tmp_path: Path) -> None:
     result = command(["--help"], tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     for path in (ROOT / "conf").rglob("*.yaml"):
-        if path.parent.name != "conf":
+        group = ".".join(path.parent.relative_to(ROOT / "conf").parts)
+        if group:
             assert f"\n  {path.stem} " in result.stdout
-            assert f"\n{path.parent.name} (default " in result.stdout
+            assert f"\n{group} (default" in result.stdout
     for word in ("ckpt_path", "save_similarity", "--cfg job", "--multirun, -m"):
         assert f"\n  {word} " in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 120

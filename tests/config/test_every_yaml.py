@@ -24,7 +24,12 @@ OPTIONS = [(path.parent.relative_to(CONF).as_posix(), path.stem) for path in FIL
 DATASETS = [name for group, name in OPTIONS if group == "dataset"]
 MODELS = [name for group, name in OPTIONS if group == "model"]
 HEADS = [name for group, name in OPTIONS if group == "model/head"]
-HEADED = [name for name in MODELS if "head:" in (CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8")]
+OPENINGS = ("- head:", "- clip2video\n")  # names a head, or begins as a model that does
+HEADED = [
+    name
+    for name in MODELS
+    if any(words in (CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8") for words in OPENINGS)
+]
 
 # What a task or a data set insists on, so that everything else about it can be checked.
 NEEDED = {

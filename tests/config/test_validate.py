@@ -124,7 +124,7 @@ def test_no_mistake(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ("-m seed=range(3)", 3),
         ("-m model=clip4clip,clip2video model.head=meanP,wti,xpool", 6),
         ("-m model.head=glob(seq*)", 2),
-        ("-m model=glob(clip*)", 2),
+        ("-m model=glob(clip*)", 3),
         ("-m optimizer.lr=interval(0.1,1)", 1),
         ("-m seed=range(66)", 66),
         ("-m seed=0,1 trainer=ddp_cpu trainer.strategy=ddp_spawn", 2),

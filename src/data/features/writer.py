@@ -42,6 +42,7 @@ from src.errors import UserError
 FAILED = "failed: "  # a reason that begins so is a failure, to be tried again by `reopen_failed`
 NOTHING = "nothing to extract"
 _PART = ".part"
+ATTEMPTS = 5  # to write a file that other finishing processes may sweep away
 _HEADER_BYTES = 128
 Item = tuple[str, np.ndarray | None, str | None, Mapping[str, Any] | None]
 
@@ -290,18 +291,23 @@ class StoreWriter:
         return self.path / f".{name}.{secrets.token_hex(8)}{_PART}"
 
     def _write(self, name: str, content: bytes) -> None:
-        partial = self._partial(name)
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            self._rename(partial, name)
-        except FileNotFoundError:
-            if not (self.path / name).is_file():  # else another process wrote the same, and swept ours away
-                raise
-        finally:
-            partial.unlink(missing_ok=True)
+        for attempt in reversed(range(ATTEMPTS)):
+            partial = self._partial(name)
+            try:
+                with partial.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._rename(partial, name)
+                return
+            except FileNotFoundError:
+                # Another process that finishes too has swept ours away, and wrote the same or is about to.
+                if (self.path / name).is_file():
+                    return
+                if not attempt:
+                    raise
+            finally:
+                partial.unlink(missing_ok=True)
 
     def _rename(self, partial: Path, name: str) -> None:
         partial.replace(self.path / name)
