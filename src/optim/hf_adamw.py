@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+
+from src.optim.by_step import AdamByStep
 
 
-class HFAdamW(Optimizer):
+class HFAdamW(AdamByStep):
     """Adam whose ε is added before the bias is corrected, with a decay that comes after the update.
 
     m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²;  p ← p − lr·(√(1−β₂ᵗ)/(1−β₁ᵗ))·m/(√v + ε);  p ← p − lr·decay·p.
@@ -37,37 +38,12 @@ class HFAdamW(Optimizer):
         eps: float = 1e-6,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            by_step: dict[int, list[Tensor]] = {}
-            for parameter in parameters:
-                by_step.setdefault(self._begin(parameter), []).append(parameter)
-            for step, together in by_step.items():
-                self._update(together, step, group)
-        return loss
-
-    def _begin(self, parameter: Tensor) -> int:
-        """The number of this step for the parameter, from 1; one that had no gradient before starts late."""
-        state = self.state[parameter]
-        if not state:
-            state["step"] = 0
-            state["m"] = torch.zeros_like(parameter)
-            state["v"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        return state["step"]
+        super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def _update(self, parameters: list[Tensor], step: int, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]  # all have one
-        m, v = ([self.state[parameter][name] for parameter in parameters] for name in ("m", "v"))
+        m, v = ([self.state[parameter][name] for parameter in parameters] for name in ("exp_avg", "exp_avg_sq"))
         # All tensors of a group at once: on GPUs a few kernels in place of several per tensor.
         torch._foreach_mul_(m, beta1)
         torch._foreach_add_(m, gradients, alpha=1 - beta1)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from src.optim.by_step import AdamByStep
 
-class RAdam(Optimizer):
+
+class RAdam(AdamByStep):
     """Adam whose steps are shortened while the variance of the squared gradients is uncertain (arXiv 1908.03265).
 
     m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²;  p ← (1 − lr·decay)·p − lr·r·√(1−β₂ᵗ)/(1−β₁ᵗ) · m/(√v + ε), with the
@@ -39,29 +40,7 @@ class RAdam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            by_step: dict[int, list[Tensor]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                if parameter not in self.state:
-                    self.state[parameter] = self._start(parameter)
-                self.state[parameter]["step"] += 1
-                by_step.setdefault(self.state[parameter]["step"], []).append(parameter)
-            for step, parameters in by_step.items():
-                self._update(parameters, step, group)
-        return loss
-
-    def _start(self, parameter: Tensor) -> dict[str, Any]:
-        return {"step": 0, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+        super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def _update(self, parameters: list[Tensor], step: int, group: dict[str, Any]) -> None:
         """Move parameters that are at the same step."""
