@@ -72,6 +72,9 @@ class RetrievalModule(LightningModule, ABC):
     similarity_is_pairwise = False
     """True when `similarity` runs trained layers on every (text, video) pair, so that it needs small blocks."""
 
+    starts_random = ""
+    """Why the weights are random although `pretrained` was given; empty where they are not."""
+
     distillation = Distillation()
     """Added to the loss where batches come with teachers (`InputSpec.teachers`)."""
 

@@ -135,6 +135,11 @@ class HfFolder:
         mean, std = found.get("image_mean", CLIP_MEAN), found.get("image_std", CLIP_STD)
         return Preprocessing(size, "squash" if squash else "crop", tuple(mean), tuple(std))
 
+    @property
+    def is_only_configuration(self) -> bool:
+        """Whether it is one of the product's own, which have no weights."""
+        return self.is_ours and not self.has_weights
+
     def network(self, pretrained: str | None, network: str | None) -> nn.Module:
         """The network, in float32.
 
@@ -146,7 +151,7 @@ class HfFolder:
         Raises:
             UserError: the class is unknown, or the weights are missing or do not fit.
         """
-        own = pretrained == "folder" and not (self.is_ours and not self.has_weights)
+        own = pretrained == "folder" and not self.is_only_configuration
         if pretrained == "folder" and not own:
             log.warning("%s is a configuration without weights: the network starts at random", self.path.name)
         if own and not self.has_weights:

@@ -110,6 +110,8 @@ class HfVideoText(ClipRetrievalModule):
             activation_checkpointing=activation_checkpointing,
             compile=compile,
         )
+        if pretrained == "folder" and folder.is_only_configuration:
+            self.starts_random = f"model.path={path} is a configuration without weights"
         if not calls.frames and head_class(head).reads_frames:
             raise UserError(
                 f"{tower.arch} has one vector for a whole video, the head {head_class(head).__name__} reads one per "

@@ -43,7 +43,13 @@ def run(cfg: DictConfig) -> float | None:
     rescoring.check(cfg, datamodule)
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg if cfg.ckpt_path is None else without_pretrained_file(cfg))
-    label = f"pretrained={pretrained}" if pretrained else "random weights"
+    untrained = cfg.ckpt_path is None and model.starts_random
+    if untrained and not cfg.task.random_weights:
+        raise UserError(
+            f"task=evaluate found no weights ({untrained}), expected some to evaluate; type ckpt_path=…, choose a "
+            "model with weights, or task.random_weights=true to evaluate an untrained model on purpose"
+        )
+    label = f"pretrained={pretrained}" if pretrained and not untrained else "random weights"
     if cfg.ckpt_path is not None:
         checkpoint = resolve_checkpoint(cfg.ckpt_path, Path(cfg.paths.run_dir))
         load_weights(model, checkpoint)

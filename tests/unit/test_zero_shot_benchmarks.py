@@ -19,13 +19,14 @@ from tests.benchmark_files import MULTIPLE, PARTS, SETS, write_benchmark
 
 MODELS = ("internvideo", "clip4clip")
 QUICK = (
-    *("model.arch=videotext-tiny-quickgelu", "model.num_frames=4", "~split.expected", "dataset.num_workers=0"),
+    *("model.num_frames=4", "~split.expected", "dataset.num_workers=0"),
     *("trainer=cpu", "trainer.enable_progress_bar=false", "logger=none", "callbacks=none"),
 )
+TINY = "model.arch=videotext-tiny-quickgelu"
 
 
-def configuration(*words: str) -> Any:
-    (values,) = compose.preflight(compose.parse([*words, *QUICK]))
+def configuration(*words: str, tower: tuple[str, ...] = (TINY,)) -> Any:
+    (values,) = compose.preflight(compose.parse([*words, *QUICK, *tower]))
     return OmegaConf.create(values)
 
 
@@ -120,3 +121,16 @@ def test_a_checkpoint_needs_no_pretrained_file(data: Path, tmp_path: Path) -> No
     assert {row["setting"] for row in found["published"]} == {"fine-tuned"}
     with pytest.raises(UserError, match=r"InternVideo-MM-L-14\.ckpt"):
         run(tmp_path, data, "model=internvideo", "dataset=msvd")
+
+
+@pytest.mark.parametrize("meant", [False, True])
+def test_a_configuration_without_weights_is_no_pretrained_model(meant: bool, data: Path, tmp_path: Path) -> None:
+    words = ["task=evaluate", "model=hf", "dataset=msvd", f"paths.data_dir={data}"]
+    cfg = configuration(*words, f"task.random_weights={str(meant).lower()}", tower=())
+    cfg.paths.run_dir = str(tmp_path)
+    if not meant:
+        with pytest.raises(UserError, match=r"no weights \(model.path=videotext-tiny-clip is a configuration without"):
+            evaluate.run(cfg)
+        return
+    evaluate.run(cfg)
+    assert json.loads((tmp_path / "metrics.json").read_text())["protocol"]["checkpoint"] == "random weights"
