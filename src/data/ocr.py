@@ -65,15 +65,6 @@ class OcrWords:
         )
 
 
-def read_kwai(path: Path) -> tuple[OcrTrack, ...]:
-    """The tracks of a file, in its order.
-
-    Raises:
-        UserError: the file is missing, damaged, or of another layout.
-    """
-    return parse_kwai(load_kwai(path), str(path))
-
-
 def load_kwai(path: Path) -> Any:
     """The JSON document of a file.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -187,11 +187,3 @@ def write_kwai(content: Mapping[str, Any], folder: Path, video_id: str) -> Path:
         Path(name).unlink(missing_ok=True)
         raise
     return target
-
-
-def export_kwai(details: Iterable[tuple[str, Mapping[str, Any] | None]], folder: Path) -> int:
-    """Write the TextVR files from what a store holds (`store.details(id)` of an `ocr` store); returns their number."""
-    found = [(video_id, own["kwai"]) for video_id, own in details if own is not None]
-    for video_id, content in found:
-        write_kwai(content, folder, video_id)
-    return len(found)

@@ -15,13 +15,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.weights import ARCHIVE_SCALARS, load_strictly, read_state_dict
+from src.models.weights import ARCHIVE_SCALARS, load_strictly
 
 log = logging.getLogger(__name__)
 
@@ -113,15 +112,6 @@ def load_tower(clip: nn.Module, state: Mapping[str, Tensor], source: str) -> Non
     """
     tensors = fitting_tensors(clip, state, source)
     load_strictly(clip, tensors, source)
-
-
-def load_tower_file(clip: nn.Module, path: str | Path) -> None:
-    """`load_tower` from a file, read without running its code.
-
-    Raises:
-        UserError: see `read_state_dict` and `load_tower`.
-    """
-    load_tower(clip, read_state_dict(path), str(path))
 
 
 def fitting_tensors(clip: nn.Module, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

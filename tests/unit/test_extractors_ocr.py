@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from src.clip import Clip
 from src.data.annotation import VideoRecord
 from src.data.clips import ClipDecoder
-from src.data.ocr import ocr_format, position, read_kwai
+from src.data.ocr import load_kwai, ocr_format, parse_kwai, position
 from src.errors import UserError
 from src.extractors.local_files import local_path
 from src.extractors.ocr import Ocr, _blocks
@@ -25,7 +25,6 @@ from src.extractors.ocr_tracks import (
     Track,
     Word,
     box_iou,
-    export_kwai,
     kwai,
     link,
     text_similarity,
@@ -141,7 +140,7 @@ def test_files_in_the_textvr_layout_are_read_back_the_same(tmp_path: Path) -> No
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["0"]["tracks"]["9"] == [90, 60, 152, 60, 152, 70, 90, 70, 0.5, 0]
     assert content["0"]["recommend_box"] == [51, 83, 82, 83, 82, 88, 51, 88]
-    back = read_kwai(path)
+    back = parse_kwai(load_kwai(path))
     assert [(track.text, track.score) for track in back] == [("Final Score", 0.6), ("STOP", 0.96), ("出口 way", 0.75)]
     for ours, theirs in zip(tracks, back, strict=True):
         np.testing.assert_allclose(ours.position(), position(theirs), rtol=1e-6)
@@ -158,13 +157,6 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_kwai({"0": object()}, tmp_path, "a")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_export_from_the_details_of_a_store(tmp_path: Path) -> None:
-    details = [("a", {"kwai": kwai(three_tracks()), "words": []}), ("b", None), ("c", {"kwai": {}})]
-    assert export_kwai(details, tmp_path) == 2
-    assert len(read_kwai(tmp_path / "a.json")) == 3
-    assert read_kwai(tmp_path / "c.json") == ()
 
 
 def test_words_have_their_own_boxes_where_known() -> None:
@@ -219,7 +211,7 @@ def test_rendered_words_are_read_linked_and_described(ocr: Ocr, tmp_path: Path) 
     x, y = np.array(details["words"][3]["box"]).reshape(4, 2).mean(axis=0)
     assert 400 < x < 500
     assert 200 < y < 260
-    back = read_kwai(tmp_path / "video.json")
+    back = parse_kwai(load_kwai(tmp_path / "video.json"))
     assert [track.text for track in back] == ["Hello world", "STOP", "Exit"]
     assert details["kwai"] == json.loads((tmp_path / "video.json").read_text())
 

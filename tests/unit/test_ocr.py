@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.data.frozen_transforms import IMAGENET_MEAN, IMAGENET_STD, evaluation_frames, training_frames
-from src.data.ocr import normalise_positions, ocr_format, parse_kwai, position, read_kwai
-from src.data.sliding_window import aggregate_windows, window_starts
+from src.data.ocr import OcrTrack, load_kwai, normalise_positions, ocr_format, parse_kwai, position
+from src.data.sliding_window import window_starts
 from src.errors import UserError
 
 
@@ -91,6 +91,10 @@ def test_padding_and_tracks_without_frames() -> None:
     assert not padded.positions_W12.any()
 
 
+def read_kwai(path: Path) -> tuple[OcrTrack, ...]:
+    return parse_kwai(load_kwai(path), str(path))
+
+
 def test_files(tmp_path: Path) -> None:
     path = tmp_path / "v.json"
     with pytest.raises(UserError, match=r"no OCR file .*v.json; write it with task=extract extractor=ocr"):
@@ -122,12 +126,6 @@ def test_windows() -> None:
     assert window_starts(4, 100, 12) == [0, 12, 24]
     assert window_starts(4, 100, 12, "upstream") == [0, 12]
     assert window_starts(4, 2, 12) == window_starts(4, 2, 12, "upstream") == [0]
-    text_WD, video_WD = torch.eye(3), torch.tensor([[1.0, 0, 0], [3.0, 0, 0], [0, 1.0, 0]])
-    found = aggregate_windows(["b", "b", "a"], ["one", "one", "one"], text_WD, video_WD)
-    assert found.videos == ("b", "a")
-    assert found.captions == (("b", "one"), ("a", "one"))  # the same words for another video are another query
-    assert found.video_VD.tolist() == [[2, 0, 0], [0, 1, 0]]
-    assert found.text_QD.tolist() == text_WD[[0, 2]].tolist()
 
 
 def raw(frames: torch.Tensor) -> torch.Tensor:
