@@ -35,7 +35,10 @@ class QueryAttention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         if num_heads < 1 or width % num_heads:
-            raise UserError(f"found {num_heads} attention heads for OCR words of width {width}, expected a divisor")
+            raise UserError(
+                f"found {num_heads} attention heads for OCR words of width {width}, expected a divisor of it; set "
+                "model.ocr_heads to one"
+            )
         self.num_heads = num_heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
@@ -72,6 +75,8 @@ class OcrFusion(nn.Module):
         activation_checkpointing: compute the words' activations again in the backward pass, one such piece after the
             other, so that those of one piece are in memory: 64 videos of 200 words fit; a third more arithmetic.
         share_words: a word that repeats in a training batch has the same dropout everywhere.
+        hide_picture: in training, the share of videos with words whose picture the query does not see, so that words
+            are learnt as well where the picture alone would do; 0 as published.
 
     Source: TextVR model/model.py FrozenInTime, versions "fusion" and "ocr" @ ae16786.
     Deviates: videos are not looped over, words are encoded in order of length, and attention rows that upstream
@@ -89,10 +94,14 @@ class OcrFusion(nn.Module):
         words_per_pass: int = 1024,
         activation_checkpointing: bool = False,
         share_words: bool = False,
+        hide_picture: float = 0.0,
     ) -> None:
         super().__init__()
         if words_per_pass < 1:
             raise UserError(f"found words_per_pass={words_per_pass}, expected at least 1")
+        if not 0 <= hide_picture <= 1:
+            raise UserError(f"found hide_picture={hide_picture}, expected a share from 0 to 1")
+        self.hide_picture = hide_picture
         self.words_per_pass = words_per_pass
         self.activation_checkpointing = activation_checkpointing
         self.share_words = share_words
@@ -140,6 +149,9 @@ class OcrFusion(nn.Module):
             picture_B1D = video_BD[:, None] + types_3D[PICTURE]
             tokens = [query_B1D + types_3D[QUERY], picture_B1D, words_BWD + types_3D[WORD]]
         mask_BS = F.pad(mask_BW, (len(tokens) - 1, 0), value=True)
+        if self.training and self.reads_video and self.hide_picture:
+            hidden_B = torch.rand(len(words), device=mask_BS.device) < self.hide_picture
+            mask_BS[:, PICTURE] = ~(hidden_B & words.words_BW.any(dim=1))
         dtype = words_BWD.dtype
         collected_BD = self.fusion_model(torch.cat([part.to(dtype) for part in tokens], dim=1), mask_BS)
         fused_BE: Tensor = self.fusion_proj(self.query_token + collected_BD)

@@ -6,6 +6,7 @@ Shape suffixes: B items, L words of a caption, K words of a video, D joint dimen
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from src.batch import (
     FrameAugment,
+    FrameResize,
     FrameSpec,
     InputSpec,
     TextBatch,
@@ -32,7 +34,6 @@ from src.models.frozen import (
     NOTHING,
     FrozenBase,
     FrozenLoss,
-    FrozenResize,
     Projection,
     ranking_loss,
     sized,
@@ -92,6 +93,7 @@ class TextVR(FrozenBase):
         ocr_rule: how words are cleaned, "upstream" as published; see `src.data.ocr.ocr_format`.
         ocr_positions: how they are placed, "upstream" as published.
         ocr_heads: of the attention over the words.
+        ocr_hide_picture: share of training videos with words whose picture is hidden; see `OcrFusion`.
         ocr_start: without a checkpoint: "published", at random but for the text model; or "words_first": words count as
             those of captions from the first step (`OcrFusion.align`), and the picture starts at a tenth. A word of few
             clips is else learnt together with their pictures, and not recognised with others.
@@ -131,13 +133,14 @@ class TextVR(FrozenBase):
         temperature: float = 0.05,
         margin: float = 1.0,
         sampling: Literal["frozen", "uniform"] = "frozen",
-        resize: FrozenResize = "textvr",
+        resize: FrameResize = "textvr",
         augment: FrameAugment = "textvr",
         ocr_words: int = 200,
         ocr_pieces: int = 64,
         ocr_rule: OcrRule = "fixed",
         ocr_positions: OcrRule = "fixed",
         ocr_heads: int = 8,
+        ocr_hide_picture: float = 0.0,
         ocr_start: Literal["published", "words_first"] = "published",
         ocr_words_per_pass: int = 1024,
         ocr_checkpointing: bool = False,
@@ -170,11 +173,27 @@ class TextVR(FrozenBase):
                 words_per_pass=ocr_words_per_pass,
                 activation_checkpointing=ocr_checkpointing,
                 share_words=ocr_share_words,
+                hide_picture=ocr_hide_picture,
             )
             if ocr_start == "words_first":
                 self._start_with_words(self.fusion)
-        if pretrained is not None and self.text_model is not None:
+        self._check_options(mode, pretrained, pretrained_parts)
+        if pretrained is not None:
             self.load_pretrained(pretrained, load_temporal, PARTS[pretrained_parts], PARTS[pretrained_parts])
+
+    def _check_options(self, mode: Mode, pretrained: str | None, parts: Parts) -> None:
+        if mode != "vision" and min(self.ocr_words, self.max_words) < 1:
+            raise UserError(
+                f"found model.ocr_words={self.ocr_words} and max_words={self.max_words}, expected at least 1 of each; "
+                "model.mode=vision reads no words"
+            )
+        if pretrained is not None and self.text_model is None:
+            raise UserError(f"model.mode=offline has no parameters, found model.pretrained={pretrained}; drop it")
+        if pretrained is not None and parts == "video" and self.video_model is None:
+            raise UserError(
+                f"model.pretrained_parts=video reads a video tower, model.mode={mode} has none; drop model.pretrained, "
+                "or choose pretrained_parts=all"
+            )
 
     def _word_encoder(self, text_model: str, same_start: bool, weights: bool) -> BertText:
         """A text model for words, which starts as that of captions does, or from the folder where that one did not."""
@@ -209,7 +228,7 @@ class TextVR(FrozenBase):
             return InputSpec(tokenizer=WholeWords(self.max_words), words=words)
         if self.fusion is None:
             return super().input_spec
-        words = self._word_spec(self.text_model.tokenizer(self.ocr_pieces), self.ocr_words)
+        words = self._word_spec(self.text_model.tokenizer(self.ocr_pieces, "model.ocr_pieces"), self.ocr_words)
         return replace(super().input_spec, words=words)
 
     def _word_spec(self, tokenizer: Tokenizer, most: int, min_length: int = 3) -> WordSpec:
@@ -251,6 +270,19 @@ class TextVR(FrozenBase):
 
     def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return {f"fusion.{name}" if FUSION.match(name) else name: value for name, value in state.items()}
+
+    def check_kind(self, given: Mapping[str, Tensor], path: str, fresh: re.Pattern[str]) -> None:
+        """See `FrozenBase`.
+
+        Raises:
+            UserError: the model reads words, and the checkpoint is one that does not.
+        """
+        reads = any(name.startswith("fusion.") for name in given)
+        if self.fusion is not None and not reads and not fresh.match("fusion.query_token"):
+            raise UserError(
+                f"{path} holds nothing that reads words, expected a TextVR; of a Frozen in Time read both towers with "
+                "model.pretrained_parts=frozen, or the video's only with model.pretrained_parts=video"
+            )
 
     def configure_optimizers(self) -> Any:
         """See `RetrievalModule`.

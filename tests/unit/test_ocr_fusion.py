@@ -208,6 +208,30 @@ def test_half_precision_of_the_encoder() -> None:
     assert found.isfinite().all()
 
 
+def test_a_hidden_picture_is_hidden_in_training_only_and_only_behind_words() -> None:
+    fusion, words = make_fusion(hide_picture=1.0), make_words(LENGTHS)
+    other_BD = VIDEO_BD.flip(0) + 1
+    seen = (fusion(words, VIDEO_BD) - fusion(words, other_BD)).abs().amax(dim=1) > 1e-4
+    assert seen.tolist() == [True, True, True]
+    fusion.train()
+    seen = (fusion(words, VIDEO_BD) - fusion(words, other_BD)).abs().amax(dim=1) > 1e-4
+    assert seen.tolist() == [False, True, False]  # the one without words keeps its picture
+    published = make_fusion().train()
+    torch.testing.assert_close(published(words, VIDEO_BD), published.eval()(words, VIDEO_BD))
+
+
+def test_the_share_of_hidden_pictures() -> None:
+    fusion = make_fusion(hide_picture=0.25).train()
+    words = make_words([2] * 400)
+    same = words.map(lambda tensor: tensor[:1].expand(400, *tensor.shape[1:]))
+    found_BE = fusion(same, VIDEO_BD[:1].expand(400, -1))
+    hidden = int((found_BE - found_BE[0]).abs().amax(dim=1).gt(1e-4).sum())
+    assert min(hidden, 400 - hidden) in range(70, 131)
+    for wrong in (-0.1, 1.5):
+        with pytest.raises(UserError, match=f"hide_picture={wrong}, expected a share from 0 to 1"):
+            make_fusion(hide_picture=wrong)
+
+
 def test_missing_picture_or_words_are_refused() -> None:
     with pytest.raises(ValueError, match="expected a vector"):
         make_fusion()(make_words(LENGTHS))
