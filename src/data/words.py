@@ -12,7 +12,7 @@ file is listed as a problem of its video, which stays in the run without words.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -91,18 +91,32 @@ class WordSource:
                 return open_ocr(self.folder)
             found = f"dataset.ocr_dir={self.folder} is not a folder"
         raise UserError(
-            f"{found}, but the model reads the words in the picture; write them by task=extract extractor=ocr "
-            "extractor.kwai_dir=FOLDER with the same dataset and set dataset.ocr_dir=FOLDER (or the folder of the "
-            "store that it makes), or choose a model without words"
+            f"{found}, but the model reads the words in the picture; write them by task.prepare=[words] of "
+            "task=fit, or by task=extract extractor=ocr extractor.kwai_dir=FOLDER with the same dataset and set "
+            "dataset.ocr_dir=FOLDER (or the folder of the store that it makes), or choose a model without words"
         )
 
-    def check(self) -> None:
+    def check(self, parts: Iterable[Sequence[VideoRecord]] = ()) -> None:
         """Fail here, in the main process, for what would fail in every worker.
 
+        Args:
+            parts: videos that will be asked for, to see whether the folder is theirs.
+
         Raises:
-            UserError: the folder is missing, or is a store of other features.
+            UserError: the folder is missing, is a store of other features, or knows none of the videos.
         """
-        _ = self.reader
+        reader, first, number = self.reader, None, 0
+        for records in parts:
+            for record in records:  # of millions, the first one answers unless the folder is wrong
+                if reader.where(record) is not None:
+                    return
+                first, number = first or record, number + 1
+        if first is not None:
+            raise UserError(
+                f"dataset.ocr_dir={self.folder} has no OCR of any of the {number:,} videos (first: {first.id!r} at "
+                f"{reader.expected(first)}), expected that of some; set dataset.ocr_dir to the folder that holds such "
+                "files, write them by task=extract extractor=ocr, or choose a model without words"
+            )
 
     def lacking(self, records: Sequence[VideoRecord]) -> list[str]:
         """Ids of the videos that have no OCR."""
@@ -118,12 +132,12 @@ class WordSource:
         joined, positions_WP = kept
         return VideoWords(tuple(joined.split(BLANK)) if joined else (), positions_WP)
 
-    def texts(self, record: VideoRecord, most: int) -> list[str]:
-        """The best words of one video, for people; the video itself is not opened."""
-        if record.id in self._kept:
-            return list(self.of(record).words[:most])
+    def texts(self, record: VideoRecord, most: int) -> list[str] | None:
+        """The best words of one video, for people; None = it has no usable OCR. The video itself is not opened."""
+        if kept := self._kept.get(record.id, ("",))[0]:
+            return kept.split(BLANK)[:most]
         document = self._document(record)
-        return [] if document is None else list(self._format(document).words[:most])
+        return None if document is None else list(self._format(document).words[:most])
 
     def batch(self, records: Sequence[VideoRecord]) -> WordBatch:
         """The words of some videos, as the model takes them."""
@@ -248,8 +262,8 @@ class WordPieces:
         return self._pad
 
 
-class ShownWords(Mapping[int, Sequence[str]]):
-    """Position of a video in its part -> the best words in it; read when they are looked up.
+class ShownWords(Mapping[int, Sequence[str] | None]):
+    """Position of a video in its part -> the best words in it; read when they are looked up. None = no usable OCR.
 
     Args:
         source: of the words.
@@ -262,7 +276,7 @@ class ShownWords(Mapping[int, Sequence[str]]):
         self.records = records
         self.most = most
 
-    def __getitem__(self, index: int) -> list[str]:
+    def __getitem__(self, index: int) -> list[str] | None:
         if not 0 <= index < len(self.records):
             raise KeyError(index)
         return self.source.texts(self.records[index], self.most)

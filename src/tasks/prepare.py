@@ -1,7 +1,8 @@
 """task=prepare: from what is published to what training reads, in the steps that `task.steps` names.
 
-One module per step: `src.tasks.prepare_frames`, `prepare_transcode`, `prepare_captions`, `prepare_features`,
-`prepare_vocabulary`, `prepare_concepts`, `prepare_denoise`; `task.prepare=STEP` is short for `task.steps=[STEP]`.
+One module per step: `src.tasks.prepare_frames`, `prepare_transcode`, `prepare_captions`, `prepare_words`,
+`prepare_features`, `prepare_vocabulary`, `prepare_concepts`, `prepare_denoise`; `task.prepare=STEP` is short for
+`task.steps=[STEP]`.
 `task.download=true` fetches the published archives (`prepare_download`) and does nothing else.
 """
 
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 
 from src.errors import UserError
 
-Step = Literal["transcode", "captions", "frames", "features", "vocabulary", "concepts", "denoise"]
+Step = Literal["transcode", "captions", "frames", "words", "features", "vocabulary", "concepts", "denoise"]
 
 DEFAULT = ["frames"]
 

@@ -18,7 +18,7 @@ from src.models.dual_encoding import TARGETS
 from src.tasks.build import store_folders
 from src.tasks.prepare_text import say
 
-Step = Literal["features", "vocabulary", "concepts"]
+Step = Literal["words", "features", "vocabulary", "concepts"]
 
 
 def run(cfg: DictConfig) -> None:
