@@ -200,7 +200,8 @@ def test_published_labels_are_taken_where_they_are(several: Path, capsys: pytest
 
 
 def test_unknown_step(several: Path) -> None:
-    with pytest.raises(UserError, match=r"task\.prepare=\[frames\], expected some of words, features, vocabulary, concepts"):
+    expected = r"task\.prepare=\[frames\], expected some of words, features, vocabulary, concepts"
+    with pytest.raises(UserError, match=expected):
         prepare_missing.run(configure(several, "task.prepare=[frames]"))
 
 
