@@ -32,6 +32,9 @@ PARTS = (
 GROUPS = ("task", *PARTS, "paths")
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
+PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
+"""Of the trainer: weights are kept in 32 bits, "32" and "16" are older names."""
+
 _TARGET_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 # Strategies whose extra processes do not repeat the command line, so that they can be part of a sweep.
 _SWEEPABLE = ("ddp_spawn", "ddp_fork", "ddp_notebook", "single_device")
@@ -75,7 +78,7 @@ def check(cfg: DictConfig, context: Context) -> dict[str, Any]:
     _check_selection(values, used, context)
     _check_inputs(values, context)
     _check_extractor(values, context)
-    _check_sweep(values, context)
+    _check_trainer(values, context)
     return values
 
 
@@ -347,9 +350,18 @@ def _check_extractor(values: dict[str, Any], context: Context) -> None:
         )
 
 
-def _check_sweep(values: dict[str, Any], context: Context) -> None:
-    """Processes that `strategy=ddp` starts repeat the command line, `-m` included, and would sweep on their own."""
+def _check_trainer(values: dict[str, Any], context: Context) -> None:
+    """Precisions that convert batches meet ours, which cannot be changed, and Lightning stops at the first of them.
+
+    Processes that `strategy=ddp` starts repeat the command line, `-m` included, and would sweep on their own.
+    """
     trainer = values["trainer"]
+    precision = str(trainer.get("precision", "32-true"))
+    if precision not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision={precision} would change the weights themselves, expected {' | '.join(PRECISIONS)}; "
+            "give trainer.precision=bf16-mixed for speed"
+        )
     strategy, devices = str(trainer.get("strategy", "auto")), trainer.get("devices", 1)
     single = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
     if context.multirun and not single and not strategy.startswith(_SWEEPABLE):

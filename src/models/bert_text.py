@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 TINY = "videotext-tiny"
 TINY_SIZES = {"vocab_size": 4096, "max_position_embeddings": 77, "dim": 96, "n_layers": 2, "n_heads": 3}
 PACKAGE = "package:"
+SHORTEST = 3  # tokens: the special ones, and one between them
 
 
 class BertText(nn.Module):
@@ -36,20 +37,25 @@ class BertText(nn.Module):
             `package:<module>/<folder>` for one that an installed package carries; a name on the Hugging Face hub such
             as `distilbert-base-uncased`; or `videotext-tiny`, a small random DistilBERT with CLIP's vocabulary.
         weights: read those of the folder, where it has some; False = random, because a checkpoint follows.
+        pooled: False: BERT's state of the first token, too; its pooler stays for checkpoints, and is not trained.
 
     Raises:
         UserError: there is no such folder, the hub cannot be reached, it holds another kind of model, or its weights
             do not fit.
 
-    Source: m-bain/frozen-in-time model/model.py compute_text @ e1f13e1.
+    Source: m-bain/frozen-in-time model/model.py compute_text @ e1f13e1; words (`pooled=False`) callsys/TextVR
+        model/model.py compute_ocr @ ae16786.
     """
 
-    def __init__(self, model: str, *, weights: bool = True) -> None:
+    def __init__(self, model: str, *, weights: bool = True, pooled: bool = True) -> None:
         super().__init__()
         self.name = model
         self.folder = None if self.name == TINY else HfFolder.find(_place(model), False, "model.text_model")
         network = _network(self.folder, weights and not torch.empty(0).is_meta)
-        self.is_bert = network.config.model_type == "bert"
+        has_pooler = network.config.model_type == "bert"
+        self.pools = has_pooler and pooled
+        if has_pooler and not pooled:
+            network.pooler.requires_grad_(False)  # a parameter without gradient would stall DDP
         # Its children are ours, so that names are the published ones; the tuple hides it from nn.Module.
         for name, child in network.named_children():
             self.add_module(name, child)
@@ -65,16 +71,21 @@ class BertText(nn.Module):
         """Most tokens of a sequence."""
         return int(self._network[0].config.max_position_embeddings)
 
-    def tokenizer(self, max_words: int) -> Tokenizer:
+    def tokenizer(self, max_words: int, option: str = "model.max_words") -> Tokenizer:
         """The tokeniser that belongs to the model, padding and cutting to `max_words` tokens.
 
+        Args:
+            max_words: special tokens included.
+            option: what the user sets it with, for messages.
+
         Raises:
-            UserError: the model has fewer positions, or the folder has no vocabulary.
+            UserError: nothing fits between the special tokens, the model has fewer positions, or the folder has no
+                vocabulary.
         """
-        if max_words > self.positions:
+        if not SHORTEST <= max_words <= self.positions:
             raise UserError(
-                f"model.max_words={max_words} is more than the {self.positions} positions of {self.name}; "
-                f"set model.max_words={self.positions} or less"
+                f"{option}={max_words}, expected {SHORTEST} (start, one token, end) to {self.positions} (the positions "
+                f"of {self.name}); choose a number in between"
             )
         if self.folder is None:
             return ClipTokenizer(max_words, TINY_SIZES["vocab_size"])
@@ -91,7 +102,7 @@ class BertText(nn.Module):
     def forward(self, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """int64 token ids and bool mask (True on real tokens) to (B, D), not normalised."""
         found: Any = self._network[0](input_ids=tokens_BL, attention_mask=mask_BL.long())
-        return found.pooler_output if self.is_bert else found.last_hidden_state[:, 0]
+        return found.pooler_output if self.pools else found.last_hidden_state[:, 0]
 
 
 def _place(model: str) -> str:

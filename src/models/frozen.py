@@ -17,7 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.batch import FrameAugment, FrameSpec, InputSpec, TextBatch, TextEmbedding, VideoBatch, VideoEmbedding
+from src.batch import (
+    FrameAugment,
+    FrameResize,
+    FrameSpec,
+    InputSpec,
+    TextBatch,
+    TextEmbedding,
+    VideoBatch,
+    VideoEmbedding,
+)
 from src.errors import UserError
 from src.losses.gather import GatherMode
 from src.losses.max_margin import MaxMarginLoss
@@ -41,11 +50,12 @@ log = logging.getLogger(__name__)
 
 FrozenLoss = Literal["norm_softmax", "max_margin"]
 Projection = Literal["minimal", "none"]
-FrozenResize = Literal["crop", "squash", "frozen", "textvr"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 TEMPORAL = "video_model.temporal_embed"
+COUNTER = "embeddings.position_ids"
+"""0, 1, 2, …: a buffer that BERT had until transformers 4.31."""
 COSINE_EPS = 1e-8
 NOTHING = re.compile(r"(?!)")
 
@@ -64,7 +74,7 @@ class FrozenBase(RetrievalModule):
         ranking: the training loss.
 
     Raises:
-        UserError: the towers' widths differ and nothing projects them.
+        UserError: the towers' widths differ and nothing projects them, or there is nothing to project to.
     """
 
     mean: Tensor
@@ -86,6 +96,8 @@ class FrozenBase(RetrievalModule):
         self.frames = frames
         self.max_words = max_words
         self.ranking = ranking
+        if projection_dim < 1:
+            raise UserError(f"model.projection_dim={projection_dim}, expected at least 1; 256 is published")
         if projection == "none" and text is not None and video is not None and text.width != video.width:
             raise UserError(
                 f"model.projection=none compares vectors of the towers, found {text.width} numbers for captions and "
@@ -154,19 +166,29 @@ class FrozenBase(RetrievalModule):
             UserError: the file cannot be read, or anything else is missing, unknown or of another shape.
         """
         given = self.own_names(published_state(read_state_dict(Path(path).expanduser())))
+        self.check_kind(given, path, fresh)
         state = {name: value for name, value in given.items() if not unused.match(name)}
         own = self.state_dict()
         if TEMPORAL in state and TEMPORAL in own and state[TEMPORAL].ndim == 3:
             state[TEMPORAL] = fit_temporal(state[TEMPORAL], own[TEMPORAL].shape[1], how)
         kept = sorted(name for name in own if name not in state and fresh.match(name))
         load_strictly(self, state | {name: own[name] for name in kept}, path)
-        for what, names in (("not in the file, start afresh", kept), ("not used", sorted(given.keys() - state.keys()))):
+        for what, names in (("not read, start afresh", kept), ("not used", sorted(given.keys() - state.keys()))):
             if names:
                 log.info("%s: %d tensors %s: %s", path, len(names), what, ", ".join(names))
 
     def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Published names as this model's."""
         return state
+
+    def check_kind(self, given: Mapping[str, Tensor], path: str, fresh: re.Pattern[str]) -> None:
+        """Refuse a checkpoint of another kind of model in better words than those about single names.
+
+        Args:
+            given: its tensors under our names.
+            path: the file.
+            fresh: as for `load_pretrained`.
+        """
 
 
 class Frozen(FrozenBase):
@@ -226,7 +248,7 @@ class Frozen(FrozenBase):
         temperature: float = 0.05,
         margin: float = 1.0,
         sampling: Literal["frozen", "uniform"] = "frozen",
-        resize: FrozenResize = "frozen",
+        resize: FrameResize = "frozen",
         augment: FrameAugment = "frozen",
         gather: GatherMode = "exact",
         same_video_positives: bool = False,
@@ -293,5 +315,5 @@ def published_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): value.float() if value.is_floating_point() else value
         for name, value in state.items()
-        if not name.endswith("embeddings.position_ids")  # of BERT, from transformers before 4.31; only 0, 1, 2, …
+        if not name.endswith(COUNTER)
     }

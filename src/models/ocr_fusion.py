@@ -98,9 +98,11 @@ class OcrFusion(nn.Module):
     ) -> None:
         super().__init__()
         if words_per_pass < 1:
-            raise UserError(f"found words_per_pass={words_per_pass}, expected at least 1")
+            raise UserError(
+                f"found model.ocr_words_per_pass={words_per_pass}, expected at least 1; 1024 is the default"
+            )
         if not 0 <= hide_picture <= 1:
-            raise UserError(f"found hide_picture={hide_picture}, expected a share from 0 to 1")
+            raise UserError(f"found model.ocr_hide_picture={hide_picture}, expected a share from 0 to 1")
         self.hide_picture = hide_picture
         self.words_per_pass = words_per_pass
         self.activation_checkpointing = activation_checkpointing

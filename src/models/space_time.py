@@ -114,10 +114,10 @@ def _with_class(x: Tensor, class_BG1K: Tensor) -> Tensor:
 
 
 class _Mlp(nn.Module):
-    def __init__(self, width: int, ratio: float) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, int(width * ratio))
-        self.fc2 = nn.Linear(int(width * ratio), width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -126,12 +126,12 @@ class _Mlp(nn.Module):
 class _Block(nn.Module):
     """Attention over time, over space, and the perceptron."""
 
-    def __init__(self, width: int, heads: int, ratio: float) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=EPS)
         self.attn = _Attention(width, heads)
         self.timeattn = _Attention(width, heads)
-        self.mlp = _Mlp(width, ratio)
+        self.mlp = _Mlp(width)
         self.norm2 = nn.LayerNorm(width, eps=EPS)
         self.norm3 = nn.LayerNorm(width, eps=EPS)
 
@@ -159,7 +159,6 @@ class SpaceTimeTransformer(nn.Module):
         heads: attention heads.
         num_frames: most frames of a video; fewer use the first of the temporal positions.
         time_init: "zeros" starts the attention over time so that it adds exactly nothing; "rand" as any layer.
-        mlp_ratio: hidden width of the perceptrons, in widths.
 
     Source: m-bain/frozen-in-time model/video_transformer.py @ e1f13e1, attention style `frozen-in-time`.
     Deviates: `time_init` holds for one frame, too.
@@ -175,16 +174,15 @@ class SpaceTimeTransformer(nn.Module):
         heads: int = 12,
         num_frames: int = 4,
         time_init: TimeInit = "zeros",
-        mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        _check(image_size, patch_size, width, heads, num_frames)
+        _check(VitSize(image_size, patch_size, width, depth, heads), num_frames)
         self.image_size, self.width, self.num_frames = image_size, width, num_frames
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (image_size // patch_size) ** 2, width))
         self.temporal_embed = nn.Parameter(torch.zeros(1, num_frames, width))
         self.patch_embed = _PatchEmbed(patch_size, width)
-        self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=EPS)
         self._initialise(time_init)
 
@@ -224,7 +222,9 @@ class SpaceTimeTransformer(nn.Module):
                 f"{self.image_size}×{self.image_size}; set model.num_frames and model.image_size, or prepare the frame "
                 "cache for this model"
             )
-        patches_BTPD = self.patch_embed.proj(frames_BTCHW.flatten(0, 1)).flatten(2).transpose(1, 2)
+        proj = self.patch_embed.proj
+        # Pixels come in float32, weights perhaps in half precision: model.half() of an application.
+        patches_BTPD = proj(frames_BTCHW.flatten(0, 1).to(proj.weight.dtype)).flatten(2).transpose(1, 2)
         patches_BTPD = patches_BTPD.unflatten(0, (batch, frames))
         patches_BTPD = patches_BTPD + self.pos_embed[:, None, 1:] + self.temporal_embed[:, :frames, None]
         class_B1D = (self.cls_token + self.pos_embed[:, :1]).expand(batch, -1, -1)
@@ -278,8 +278,8 @@ def vit_state(weights: str, vit: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"the weights {vit}.{weights} could not be fetched ({reason}); download the file on a machine with network "
-            "and set model.vit_weights=FILE, or null for random weights"
+            f"the weights {vit}.{weights} could not be fetched ({reason}); fetch them on a machine with network (hf "
+            f"download timm/{vit}.{weights} model.safetensors) and set model.vit_weights=FILE, or null for random ones"
         ) from None
     return dict(model.state_dict())
 
@@ -304,10 +304,11 @@ def fit_temporal(table: Tensor, num_frames: int, how: TemporalFit = "zeros") -> 
     return F.interpolate(table[:, None], (num_frames, table.shape[2]), mode="bilinear", align_corners=False)[:, 0]
 
 
-def _check(image_size: int, patch_size: int, width: int, heads: int, num_frames: int) -> None:
-    if min(image_size, patch_size, width, heads, num_frames) < 1 or image_size % patch_size or width % heads:
+def _check(size: VitSize, num_frames: int) -> None:
+    positive = min(*vars(size).values(), num_frames) >= 1
+    if not positive or size.image_size % size.patch_size or size.width % size.heads:
+        found = ", ".join(f"{name}={value}" for name, value in vars(size).items())
         raise UserError(
-            f"found model.image_size={image_size}, patch_size={patch_size}, width={width}, heads={heads}, "
-            f"num_frames={num_frames}; expected positive numbers, image_size a multiple of patch_size and width a "
-            "multiple of heads"
+            f"found model.{found}, num_frames={num_frames}; expected positive numbers, image_size a multiple of "
+            "patch_size and width a multiple of heads"
         )

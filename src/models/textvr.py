@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from src.batch import (
     FrameAugment,
@@ -55,6 +56,8 @@ PARTS: dict[Parts, re.Pattern[str]] = {
     "video": re.compile(r"(?!video_model\.)"),
 }
 """Of a checkpoint: names that are left alone, in the file and in the model."""
+TOWER_OF_CAPTIONS = re.compile(r"(fusion|video_model|vid_proj)\.")
+"""The same of "frozen" where the model has no video tower."""
 QUIET = 0.1  # of a picture that starts after the words; 1 = as loud as they
 
 
@@ -79,8 +82,9 @@ class TextVR(FrozenBase):
         projection: "minimal" or "none"; see `FrozenBase`.
         projection_dim: length of the vectors that are compared.
         pretrained: file of TextVR's or Frozen in Time's, published or converted.
-        pretrained_parts: "all": it holds this model, no less and no more; "frozen": towers and projections, the words'
-            part starts afresh or is left out; "video": the video tower only, as TextVR starts from Frozen in Time.
+        pretrained_parts: "all": it holds this model, no less and no more; "frozen": the towers that the model has, and
+            their projections, the words' part starts afresh or is left out; "video": the video tower only, as TextVR
+            starts from Frozen in Time.
         vit_weights: see `Frozen`.
         loss: "norm_softmax" or "max_margin".
         temperature: of norm_softmax, fixed.
@@ -94,9 +98,10 @@ class TextVR(FrozenBase):
         ocr_positions: how they are placed, "upstream" as published.
         ocr_heads: of the attention over the words.
         ocr_hide_picture: share of training videos with words whose picture is hidden; see `OcrFusion`.
-        ocr_start: without a checkpoint: "published", at random but for the text model; or "words_first": words count as
-            those of captions from the first step (`OcrFusion.align`), and the picture starts at a tenth. A word of few
-            clips is else learnt together with their pictures, and not recognised with others.
+        ocr_start: where no checkpoint gives the words' part: "published", at random but for the text model; or
+            "words_first": words count as those of captions from the first step (`OcrFusion.align`), and the picture
+            starts at a tenth. A word of few clips is else learnt together with their pictures, and not recognised with
+            others.
         ocr_words_per_pass: see `OcrFusion`.
         ocr_checkpointing: less memory for words; see `OcrFusion`.
         ocr_share_words: repeated words are encoded once in training, too; see `OcrFusion`.
@@ -175,11 +180,14 @@ class TextVR(FrozenBase):
                 share_words=ocr_share_words,
                 hide_picture=ocr_hide_picture,
             )
-            if ocr_start == "words_first":
-                self._start_with_words(self.fusion)
         self._check_options(mode, pretrained, pretrained_parts)
         if pretrained is not None:
-            self.load_pretrained(pretrained, load_temporal, PARTS[pretrained_parts], PARTS[pretrained_parts])
+            left = PARTS[pretrained_parts] if sees or pretrained_parts != "frozen" else TOWER_OF_CAPTIONS
+            self.load_pretrained(pretrained, load_temporal, left, left)
+            if pretrained_parts == "video" or (pretrained_parts == "frozen" and reads):
+                self.starts_random = f"model.pretrained_parts={pretrained_parts} leaves layers of the score at random"
+        if self.fusion is not None and ocr_start == "words_first" and (from_folder or pretrained_parts == "frozen"):
+            self._start_with_words(self.fusion)
 
     def _check_options(self, mode: Mode, pretrained: str | None, parts: Parts) -> None:
         if mode != "vision" and min(self.ocr_words, self.max_words) < 1:
@@ -198,7 +206,7 @@ class TextVR(FrozenBase):
     def _word_encoder(self, text_model: str, same_start: bool, weights: bool) -> BertText:
         """A text model for words, which starts as that of captions does, or from the folder where that one did not."""
         assert self.text_model is not None
-        encoder = BertText(text_model, weights=weights and not same_start)
+        encoder = BertText(text_model, weights=weights and not same_start, pooled=False)
         if same_start:
             encoder.load_state_dict(self.text_model.state_dict())
         return encoder
@@ -215,11 +223,15 @@ class TextVR(FrozenBase):
             self.vid_proj.requires_grad_(False)
         return OcrFusion(words, words.width, projection_dim, reads_video=video is not None, **options)
 
+    @torch.no_grad()
     def _start_with_words(self, fusion: OcrFusion) -> None:
+        assert self.text_model is not None
         assert self.txt_proj is not None
+        fusion.ocr_model.load_state_dict(self.text_model.state_dict())
         fusion.align(self.txt_proj)
         if self.video_model is not None:
-            nn.init.constant_(self.video_model.norm.weight, QUIET)
+            for parameter in self.video_model.norm.parameters():
+                parameter.mul_(QUIET)
 
     @property
     def input_spec(self) -> InputSpec:
@@ -275,14 +287,16 @@ class TextVR(FrozenBase):
         """See `FrozenBase`.
 
         Raises:
-            UserError: the model reads words, and the checkpoint is one that does not.
+            UserError: the model reads words and the checkpoint is one that does not, or the other way round.
         """
         reads = any(name.startswith("fusion.") for name in given)
-        if self.fusion is not None and not reads and not fresh.match("fusion.query_token"):
-            raise UserError(
-                f"{path} holds nothing that reads words, expected a TextVR; of a Frozen in Time read both towers with "
-                "model.pretrained_parts=frozen, or the video's only with model.pretrained_parts=video"
-            )
+        if reads == (self.fusion is not None) or fresh.match("fusion.query_token"):
+            return
+        found = "reads words, model.mode=vision does not" if reads else "holds nothing that reads words, the model does"
+        raise UserError(
+            f"{path} {found}; set model.pretrained_parts=frozen for the towers of captions and videos, or "
+            "pretrained_parts=video for that of videos only"
+        )
 
     def configure_optimizers(self) -> Any:
         """See `RetrievalModule`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from src.models.heads.base import Head
 from src.models.weights import load_strictly, read_safetensors
 
 log = logging.getLogger(__name__)
+
+STARTS = ("pretrained", "vit_weights")
+"""Options that name the weights which a model starts from."""
 
 
 def resolve_checkpoint(name: str, run_dir: Path, key: str = "ckpt_path") -> Path:
@@ -51,14 +54,19 @@ def resolve_checkpoint(name: str, run_dir: Path, key: str = "ckpt_path") -> Path
 
 
 def without_pretrained_file(cfg: DictConfig) -> DictConfig:
-    """The configuration of a model whose weights all come from a checkpoint: a pretrained file need not be there.
+    """The configuration of a model whose weights all come from a checkpoint: no other file need be there, or fetched.
 
-    A tag stays, for it also says how the frames of the tower are normalised.
+    A tag of `pretrained` stays, for it also says how the frames of the tower are normalised.
     """
     pretrained = cfg.model.get("pretrained")
-    if pretrained is None or not (Path(pretrained).suffix or Path(pretrained).is_file()):
-        return cfg
-    return OmegaConf.merge(cfg, {"model": {"pretrained": None}})  # type: ignore[return-value]
+    is_file = pretrained is not None and (Path(pretrained).suffix or Path(pretrained).is_file())
+    return without_start(cfg, STARTS if is_file else [key for key in STARTS if key != "pretrained"])
+
+
+def without_start(cfg: DictConfig, keys: Iterable[str] = STARTS) -> DictConfig:
+    """The configuration with null for those of `keys` that the model has."""
+    nulls = {key: None for key in keys if cfg.model.get(key) is not None}
+    return OmegaConf.merge(cfg, {"model": nulls}) if nulls else cfg  # type: ignore[return-value]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from src.errors import UserError
 from src.extractors.teacher import Teacher
 from src.models.base import RetrievalModule, gather_items
 from src.tasks.build import build_datamodule, build_model, build_trainer, empty_model, plain
-from src.tasks.checkpoint import load_weights, read_checkpoint, resolve_checkpoint
+from src.tasks.checkpoint import load_weights, read_checkpoint, resolve_checkpoint, without_start
 from src.tasks.loaders import Loaders
 
 SHARD_BYTES = 32 * 2**20
@@ -76,7 +76,7 @@ def fill(cfg: DictConfig, teacher: Teacher) -> tuple[StoreWriter, int] | None:
     before = plan.writer.num_shards - len(plan.writer.pending())
     if not plan.pending():
         return plan.writer, before
-    model = build_model(_without_pretraining(plan.cfg))
+    model = build_model(without_start(plan.cfg))
     load_weights(model, plan.checkpoint)
     quiet: dict[str, Any] = {"enable_progress_bar": False, "precision": "32-true", "max_epochs": None}
     changed: dict[str, Any] = {"logger": {}, "callbacks": {}, "trainer": {**plain(cfg.trainer), **quiet}}
@@ -199,13 +199,6 @@ def _writer(cfg: DictConfig, teacher: Teacher, datamodule: RetrievalDataModule, 
     except UserError as error:
         advice = "give another one: task.output=FOLDER or extractor.name=NAME"
         raise UserError(str(error).replace("give another folder", advice)) from None
-
-
-def _without_pretraining(cfg: DictConfig) -> DictConfig:
-    """All weights come from the checkpoint: nothing else is fetched."""
-    if "pretrained" not in cfg.model:
-        return cfg
-    return OmegaConf.merge(cfg, {"model": {"pretrained": None}})  # type: ignore[return-value]
 
 
 def _check_leak(trained: DictConfig, datamodule: RetrievalDataModule) -> None:

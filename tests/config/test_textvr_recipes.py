@@ -5,6 +5,7 @@ The tables below are typed from the JSON files of m-bain/frozen-in-time@e1f13e1 
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,7 +95,7 @@ def test_model_and_optimiser(name: str) -> None:
     assert (model["projection"], model["projection_dim"], model["time_init"]) == ("minimal", 256, "zeros")
     assert (model["loss"], model["temperature"]) == ("norm_softmax", 0.05)
     assert (model["load_temporal"], model["sampling"], model["gather"]) == ("zeros", "frozen", "exact")
-    assert model["vit_weights"] == (None if name == "textvr_ocr" else "orig_in21k_ft_in1k")
+    assert model["vit_weights"] == "orig_in21k_ft_in1k"
     assert not model["same_video_positives"]
 
 
@@ -121,11 +122,34 @@ def test_textvr(mode: str) -> None:
     assert values["ties"] == "average"
 
 
+def test_textvr_by_its_name_alone_is_what_frozen_is() -> None:
+    """Wherever there is no recipe: the same start, optimiser and options of what both have."""
+    words = ("dataset=didemo", "recipe=none")
+    frozen, textvr = (recipe(f"model={name}", *words) for name in ("frozen", "textvr"))
+    assert textvr["optimizer"] == frozen["optimizer"]
+    assert textvr["scheduler"] == frozen["scheduler"]
+    of_data = {"num_frames", "max_words"}
+    own = {"_target_", "resize", "augment"}
+    shared = (frozen["model"].keys() & textvr["model"].keys()) - of_data - own
+    assert frozen["model"].keys() == shared | of_data | own
+    assert {key: textvr["model"][key] for key in shared} == {key: frozen["model"][key] for key in shared}
+    assert recipe("model=textvr", "optimizer=adam", *words)["optimizer"]["_target_"].endswith("AdamFactory")
+
+
 def test_four_frames_after_one() -> None:
     words = ("model.num_frames=4", "model.pretrained=one.ckpt", "dataset.batch_size=24")
     values = recipe("experiment=frozen_webvid", *words, "trainer.limit_train_batches=41666")
     assert (values["model"]["num_frames"], values["model"]["load_temporal"]) == (4, "zeros")
     assert 41_666 == 1_000_000 // 24
+
+
+def own_clips_in_published_size() -> tuple[str, ...]:
+    """What the head of the experiment tells to type; the test gives the folder of the text model itself."""
+    text = (CONF / "experiment" / "textvr_folder.yaml").read_text(encoding="utf-8")
+    told = re.findall(r"\S+=\S+", text.partition("Published size:")[2].partition("defaults:")[0])
+    words = [word for word in told if not word.endswith(("=FOLDER", "=FILE"))]
+    assert len(words) > 5
+    return ("experiment=textvr_folder", *words)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +158,7 @@ def test_four_frames_after_one() -> None:
         (("experiment=frozen_msrvtt",), 180_925_184),
         (("experiment=textvr_vision",), 180_925_184),
         (("experiment=textvr_fusion",), 249_269_760),
+        (own_clips_in_published_size(), 249_269_760),
     ],
 )
 def test_published_number_of_parameters(words: tuple[str, ...], parameters: int, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ MISTAKES = {
     "+trainer.mni_epochs=3": "unknown key 'trainer.mni_epochs'; did you mean 'trainer.min_epochs'?",
     "trainer.max_epochs=many": "trainer.max_epochs is the text 'many', expected a whole number or null",
     "trainer.precision=bf17": "did you mean 'bf16'?",
+    "trainer.precision=bf16-true": "trainer.precision=bf16-true would change the weights themselves, expected 32-true",
+    "trainer.precision=64": "trainer.precision=64 would change the weights themselves",
     "+trainer.logger=false": "trainer.logger is passed by the run itself",
     "+nothing=1": "unknown key 'nothing' in the configuration",
     "seed=abc": "seed is the text 'abc', expected a whole number; give seed=…",

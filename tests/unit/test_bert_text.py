@@ -68,6 +68,18 @@ def test_bert_is_what_the_pooler_makes() -> None:
     assert tokens_BL[0, :5].tolist() == [101, 1037, 2644, 3696, 102]
 
 
+def test_words_are_the_state_of_the_first_token_of_bert_too(tmp_path: Path) -> None:
+    encoder = BertText(save(tmp_path, "bert"), pooled=False).eval()
+    expected = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    tokens_BL, mask_BL = words()
+    found = encoder(tokens_BL, mask_BL)
+    torch.testing.assert_close(found, expected(tokens_BL, mask_BL.long()).last_hidden_state[:, 0])
+    assert encoder.state_dict().keys() == expected.state_dict().keys()
+    found.sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None) == (not name.startswith("pooler.")), name
+
+
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
@@ -120,13 +132,17 @@ def test_a_folder_without_weights_is_random_and_says_so(tmp_path: Path, caplog: 
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model.max_words=99 is more than the 77 positions of videotext-tiny"):
-        BertText("videotext-tiny").tokenizer(99)
+    for words in (2, 99):
+        expected = rf"model.max_words={words}, expected 3 .* to 77 \(the positions of videotext-tiny\)"
+        with pytest.raises(UserError, match=expected):
+            BertText("videotext-tiny").tokenizer(words)
     with pytest.raises(UserError, match=r"package no-such-package that model.text_model=.* names is not installed"):
         BertText("package:no_such_package/model")
     with pytest.raises(UserError, match=r"found no folder at model.text_model=/no/such"):
         BertText("/no/such")
     folder = save(tmp_path)
+    with pytest.raises(UserError, match=r"model.ocr_pieces=1, expected 3"):
+        BertText(folder).tokenizer(1, "model.ocr_pieces")
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="has no vocabulary"):
         BertText(folder).tokenizer(8)

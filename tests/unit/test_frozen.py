@@ -102,6 +102,8 @@ def test_projections() -> None:
     assert plain.encode_video(clip()).parts["video"].shape == (2, 96)
     with pytest.raises(UserError, match="found 96 numbers for captions and 48 for videos"):
         model(projection="none", width=48)
+    with pytest.raises(UserError, match=r"model\.projection_dim=0, expected at least 1"):
+        model(projection_dim=0)
 
 
 def embeddings(count: int = 4) -> tuple[TextEmbedding, VideoEmbedding]:
@@ -191,7 +193,7 @@ def test_what_may_be_fresh_and_what_is_left_is_said(tmp_path: Path, caplog: pyte
         target.load_pretrained(file, fresh=re.compile("txt_proj"), unused=re.compile("ocr_model"))
     assert torch.equal(target.state_dict()["txt_proj.1.weight"], before)
     assert torch.equal(target.state_dict()["vid_proj.0.weight"], source.state_dict()["vid_proj.0.weight"])
-    assert "2 tensors not in the file, start afresh: txt_proj.1.bias, txt_proj.1.weight" in caplog.text
+    assert "2 tensors not read, start afresh: txt_proj.1.bias, txt_proj.1.weight" in caplog.text
     assert "1 tensors not used: ocr_model.weight" in caplog.text
 
 

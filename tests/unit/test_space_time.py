@@ -102,10 +102,17 @@ def test_frames_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
         tower()(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("changes", [{"patch_size": 7}, {"heads": 5}, {"num_frames": 0}])
+@pytest.mark.parametrize("changes", [{"patch_size": 7}, {"heads": 5}, {"num_frames": 0}, {"depth": 0}])
 def test_sizes_that_do_not_fit_are_refused(changes: dict[str, int]) -> None:
     with pytest.raises(UserError, match="image_size a multiple of patch_size"):
         tower(**changes)
+
+
+def test_weights_in_half_precision_read_pixels_in_full() -> None:
+    video = torch.randn(2, 3, 3, 16, 16)
+    found = tower().bfloat16()(video)
+    assert found.dtype is torch.bfloat16
+    torch.testing.assert_close(found.float(), tower()(video), atol=0.1, rtol=0.1)
 
 
 def vit() -> nn.Module:
@@ -153,7 +160,7 @@ def test_weights_by_tag(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match=r"could not be fetched \(no route to host\).*model.vit_weights=FILE"):
+    with pytest.raises(UserError, match=r"could not be fetched \(no route to host\).*timm/vit_base.*vit_weights=FILE"):
         vit_state("orig_in21k_ft_in1k", "vit_base_patch16_224")
 
 

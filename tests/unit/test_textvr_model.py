@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -92,6 +93,21 @@ def test_gradient_reaches_every_parameter_that_asks_for_one(mode: str) -> None:
         assert asks == (not (mode == "fusion" and name.startswith("vid_proj."))), name
 
 
+def test_bert_reads_captions_with_its_pooler_and_words_without(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 96, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 4000, **sizes}))
+    model = without_dropout(tiny_textvr(text_model=str(tmp_path)))
+    assert model.text_model is not None
+    assert model.fusion is not None
+    text = make_pairs(LENGTHS).text
+    tokens_BL, mask_BL = text.tokens_BL, text.mask_BL
+    pooled_BD, first_BD = model.text_model(tokens_BL, mask_BL), model.fusion.ocr_model(tokens_BL, mask_BL)
+    torch.testing.assert_close(model.text_model.pooler.dense(first_BD).tanh(), pooled_BD)  # type: ignore[union-attr,operator]
+    unused = ("vid_proj.", "fusion.ocr_model.pooler.")
+    for name, gradient in gradients(model).items():
+        assert (gradient is None) == name.startswith(unused), name
+
+
 def test_reading_changes_the_video_and_seeing_does() -> None:
     model = tiny_textvr().eval()
     torch.nn.init.normal_(model.fusion.query_token)  # type: ignore[union-attr]
@@ -113,6 +129,24 @@ def test_cached_gradients(mode: str) -> None:
             expected = gradients(model)[name]
             if expected is not None:
                 torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_recomputing_words_changes_nothing(chunks: int, half: bool) -> None:
+    """Dropout included, in mixed precision, and within chunks that are recomputed themselves."""
+    found = []
+    for recompute in (False, True):
+        model = tiny_textvr(ocr_checkpointing=recompute, ocr_words_per_pass=3).train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.3
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            found.append(gradients(model, chunks))
+    assert any(name.startswith("fusion.ocr_model.") for name in found[0])
+    for name, gradient in found[0].items():
+        assert gradient is None or torch.equal(gradient, found[1][name]), name  # type: ignore[arg-type]
 
 
 def test_a_video_does_not_depend_on_the_others() -> None:
@@ -160,6 +194,23 @@ def test_published_and_own_names_load(tmp_path: Path) -> None:
         assert all(torch.equal(found[key], value) for key, value in model.state_dict().items())
 
 
+def test_words_first_after_frozen_in_time(tmp_path: Path) -> None:
+    """The words' part starts from what the checkpoint says about captions, and a whole checkpoint stays as it is."""
+    path, frozen = str(tmp_path / "frozen.safetensors"), tiny_textvr(mode="vision")
+    save_file(published(frozen), path)
+    torch.manual_seed(7)
+    found = tiny_textvr(pretrained=path, pretrained_parts="frozen", ocr_start="words_first").state_dict()
+    for name, value in frozen.text_model.state_dict().items():  # type: ignore[union-attr]
+        assert torch.equal(found[f"fusion.ocr_model.{name}"], value)
+    assert torch.equal(found["fusion.fusion_proj.1.weight"], frozen.state_dict()["txt_proj.1.weight"])
+    quiet = frozen.state_dict()["video_model.norm.weight"] * 0.1
+    torch.testing.assert_close(found["video_model.norm.weight"], quiet)
+    fusion = tiny_textvr()
+    save_file(published(fusion), path)
+    same = tiny_textvr(pretrained=path, ocr_start="words_first").state_dict()
+    assert all(torch.equal(same[name], value) for name, value in fusion.state_dict().items())
+
+
 def test_a_checkpoint_without_the_words_part_is_refused_unless_asked_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,17 +218,29 @@ def test_a_checkpoint_without_the_words_part_is_refused_unless_asked_for(
     path = str(tmp_path / "frozen.safetensors")
     frozen = tiny_textvr(mode="vision")
     save_file(published(frozen), path)
-    with pytest.raises(UserError, match=r"fusion\."):
+    with pytest.raises(UserError, match=r"holds nothing that reads words.*model\.pretrained_parts=frozen"):
         tiny_textvr(pretrained=path)
+    del (state := published(frozen))["txt_proj.1.bias"]
+    save_file(state, tmp_path / "part.safetensors")
+    with pytest.raises(UserError, match=r"1 missing: txt_proj\.1\.bias"):
+        tiny_textvr(pretrained=str(tmp_path / "part.safetensors"), pretrained_parts="frozen")
     with caplog.at_level(logging.INFO):
         found = tiny_textvr(pretrained=path, pretrained_parts="frozen").state_dict()
     assert "start afresh" in caplog.text
     assert "fusion.query_token" in caplog.text
     assert all(torch.equal(found[key], value) for key, value in frozen.state_dict().items())
     torch.manual_seed(7)
-    tower = TextVR(**_options(path, "video")).state_dict()
+    partly = TextVR(**_options(path, "video"))
+    tower = partly.state_dict()
     assert torch.equal(tower["video_model.cls_token"], frozen.state_dict()["video_model.cls_token"])
     assert not torch.equal(tower["txt_proj.1.weight"], frozen.state_dict()["txt_proj.1.weight"])
+    ocr = tiny_textvr(mode="ocr", pretrained=path, pretrained_parts="frozen").state_dict()
+    assert torch.equal(ocr["txt_proj.1.weight"], frozen.state_dict()["txt_proj.1.weight"])
+    # Such a model is for training: an evaluation asks for weights.
+    assert "pretrained_parts=video leaves layers" in partly.starts_random
+    assert "pretrained_parts=frozen" in tiny_textvr(pretrained=path, pretrained_parts="frozen").starts_random
+    assert not tiny_textvr(mode="vision", pretrained=path, pretrained_parts="frozen").starts_random
+    assert not tiny_textvr(mode="vision", pretrained=path).starts_random
 
 
 def _options(path: str, parts: str) -> dict[str, object]:
@@ -194,14 +257,36 @@ def _options(path: str, parts: str) -> dict[str, object]:
 def test_a_fusion_checkpoint_without_its_words(tmp_path: Path) -> None:
     path = str(tmp_path / "fusion.safetensors")
     save_file(published(tiny_textvr()), path)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"reads words, model\.mode=vision does not.*pretrained_parts=frozen"):
         tiny_textvr(mode="vision", pretrained=path)
     tiny_textvr(mode="vision", pretrained=path, pretrained_parts="frozen")
 
 
-def test_other_widths_are_refused() -> None:
-    with pytest.raises(UserError, match=re.escape("set model.width=96")):
-        tiny_textvr(width=48)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"width": 48}, "set model.width=96"),
+        ({"ocr_words": 0}, "found model.ocr_words=0"),
+        ({"mode": "offline", "max_words": 0}, "max_words=0, expected at least 1"),
+        ({"mode": "offline", "pretrained": "m.pth"}, "model.mode=offline has no parameters, found model.pretrained="),
+        ({"mode": "ocr", "pretrained": "m.pth", "pretrained_parts": "video"}, "model.mode=ocr has none"),
+        ({"ocr_heads": 5}, "set model.ocr_heads"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        tiny_textvr(**options)
+
+
+@pytest.mark.parametrize("mode", ["fusion", "vision", "ocr"])
+def test_weights_in_half_precision(mode: str) -> None:
+    """Of `model.bfloat16()`, for applications; embeddings, and so the loss, are in 32 bits."""
+    full, half = without_dropout(tiny_textvr(mode=mode)), without_dropout(tiny_textvr(mode=mode).bfloat16())
+    batch = make_pairs(LENGTHS)
+    found = half.encode_video(batch.video).parts["video"]
+    assert found.dtype is half.encode_text(batch.text).parts["text"].dtype is torch.float32
+    torch.testing.assert_close(found, full.encode_video(batch.video).parts["video"], atol=0.1, rtol=0.1)
+    assert all(gradient is None or gradient.isfinite().all() for gradient in gradients(half).values())
 
 
 # ---- without parameters ------------------------------------------------------------------------------
