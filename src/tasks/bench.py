@@ -51,6 +51,7 @@ def run(cfg: DictConfig) -> None:
         "clip_throughput": bench_clip_throughput,
         "fusion_step": bench_fusion_step,
         "ocr_speed": bench_ocr_speed,
+        "ocr_memory": bench_ocr_memory,
     }
     unknown = [part for part in cfg.task.parts if part not in parts]
     if unknown:
@@ -258,6 +259,13 @@ def bench_ocr_speed(cfg: DictConfig) -> Numbers:
     return bench_ocr.bench_ocr_speed(cfg)
 
 
+def bench_ocr_memory(cfg: DictConfig) -> Numbers:
+    """Memory and time of TextVR's words in training, with `model.ocr_checkpointing` and without."""
+    from src.tasks import bench_ocr_memory
+
+    return bench_ocr_memory.bench_ocr_memory(cfg)
+
+
 class PeakMemory:
     """Most resident memory inside the block above that at its beginning, in MB (10^6 bytes), sampled every 2 ms."""
 
@@ -310,6 +318,13 @@ def _float32(tensor: torch.Tensor) -> torch.Tensor:
 def _bare_matmul(text_QD: torch.Tensor, video_VD: torch.Tensor) -> None:
     for start in range(0, len(text_QD), BLOCK):
         torch.mm(text_QD[start : start + BLOCK], video_VD.T)
+
+
+def seconds_of(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds by the clock and of the processor."""
+    started, cpu_started = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - started, time.process_time() - cpu_started
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:

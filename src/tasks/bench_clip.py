@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from src.models.clip2video import Clip2Video
 from src.models.clip_tower import ClipTower, normalise_frames
 from src.models.heads.base import TextTokens
 from src.optim.factories import AdamWFactory
+from src.tasks.bench import seconds_of
 
 B = TypeVar("B", TextBatch, VideoBatch)
 WORDS = 32  # per caption, start and end included
@@ -167,10 +167,3 @@ def _features(items: int, frames: int, width: int) -> tuple[TextBatch, VideoBatc
     text = TextBatch(tokens_BL, torch.ones_like(tokens_BL, dtype=torch.bool), ids, ids, features={"words": words})
     vectors = torch.randn(items, frames, width, generator=generator)
     return text, VideoBatch(ids, vectors, torch.ones(items, frames, dtype=torch.bool))
-
-
-def seconds_of(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds by the clock and of the processor."""
-    started, cpu_started = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - started, time.process_time() - cpu_started

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from src.batch import PairBatch
 from src.models.clip2video import Clip2Video
 from src.models.gradient_cache import encode_in_chunks
-from src.tasks.bench import PeakMemory
-from src.tasks.bench_clip import WORDS, made_up_pairs, seconds_of
+from src.tasks.bench import PeakMemory, seconds_of
+from src.tasks.bench_clip import WORDS, made_up_pairs
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from src.clip import Clip
 from src.errors import UserError
 from src.extractors.ocr import Ocr
-from src.tasks.bench_clip import seconds_of
+from src.tasks.bench import seconds_of
 
 WIDTH, HEIGHT = 640, 360
 ROWS, COLUMNS = 5, 3  # places for words
@@ -75,40 +75,46 @@ def bench_ocr_speed(cfg: DictConfig) -> dict[str, float]:
         raise UserError(f"task.ocr_words: found {task.ocr_words}, expected 1 to {MOST}")
     pages = [made_up_page(KINDS[i % 2], task.ocr_words, cfg.seed + i) for i in range(task.ocr_frames)]
     shares = [pages[start :: task.ocr_processes] for start in range(task.ocr_processes)]
+    readings, seconds = in_processes(shares)
+    words = sum(len(found) for reading in readings for found in reading.words)
+    return {
+        "frames": len(pages),
+        "processes": len(shares),
+        "frames/s": len(pages) / seconds,
+        "words/s": words / seconds,
+        "CPU-s per frame": sum(reading.cpu_s for reading in readings) / len(pages),
+        "words read": words,
+        **_agreement(shares, readings),
+    }
+
+
+def in_processes(shares: Sequence[Sequence[Page]]) -> tuple[list[Reading], float]:
+    """What a process for each share read, and the seconds from when all had read one frame until all were done."""
     with ExitStack() as stack:
         spawn = get_context("spawn")
         processes = [stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for _ in shares]
-        for warm in [process.submit(read, [pages[0].frame_HWC]) for process in processes]:
+        for warm in [process.submit(read, [shares[0][0].frame_HWC]) for process in processes]:
             warm.result()
         started = time.perf_counter()
         running = [
             process.submit(read, [page.frame_HWC for page in share])
             for process, share in zip(processes, shares, strict=True)
         ]
-        readings = [future.result() for future in running]
-        seconds = time.perf_counter() - started
-    cpu_s = sum(reading.cpu_s for reading in readings)
-    words = sum(len(found) for reading in readings for found in reading.words)
-    summary: dict[str, float] = {
-        "frames": len(pages),
-        "processes": len(shares),
-        "frames/s": len(pages) / seconds,
-        "words/s": words / seconds,
-        "CPU-s per frame": cpu_s / len(pages),
-        "words read": words,
-    }
+        return [future.result() for future in running], time.perf_counter() - started
+
+
+def _agreement(shares: Sequence[Sequence[Page]], readings: Sequence[Reading]) -> dict[str, float]:
+    """Which share of the words was read letter by letter, and which share of what was read is there."""
+    pairs = [
+        pair for share, reading in zip(shares, readings, strict=True) for pair in zip(share, reading.words, strict=True)
+    ]
+    summary: dict[str, float] = {}
     for kind in KINDS:
-        there = [(set(page.words), set(found)) for page, found in _pairs(shares, readings) if page.kind == kind]
+        there = [(set(page.words), set(found)) for page, found in pairs if page.kind == kind]
         right = sum(len(shown & found) for shown, found in there)
         summary[f"{kind}: share of the words that was read"] = right / max(1, sum(len(shown) for shown, _ in there))
         summary[f"{kind}: share of what was read that is there"] = right / max(1, sum(len(found) for _, found in there))
     return summary
-
-
-def _pairs(shares: Sequence[Sequence[Page]], readings: Sequence[Reading]) -> list[tuple[Page, tuple[str, ...]]]:
-    return [
-        pair for share, reading in zip(shares, readings, strict=True) for pair in zip(share, reading.words, strict=True)
-    ]
 
 
 def read(frames: Sequence[np.ndarray]) -> Reading:

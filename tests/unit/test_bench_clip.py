@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from src.tasks import bench_clip, bench_clip_gpu, bench_clip_memory
+from tests.processes import quick_start
 
 KEYS = {
     "clip_arch": "videotext-tiny",
@@ -70,7 +71,8 @@ def test_scores_per_block_are_the_scores() -> None:
     assert found["per block / once"] > 1.5
 
 
-def test_large_batch_in_chunks_takes_the_memory_of_a_chunk() -> None:
+def test_large_batch_in_chunks_takes_the_memory_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_clip_memory, "get_context", quick_start)
     found = bench_clip_memory.bench_cached_loss(config())
     assert (found["small: batch"], found["large: batch"], found["large: chunks"]) == (24, 96, 4)
     assert found["large: frames MB"] == pytest.approx(4 * found["small: frames MB"])
