@@ -214,6 +214,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
         self.text_features.check()
         if self.words:
             self.words.check()
+            self.words.check(part.videos for part in self.applied.parts.values())
         _ = self.applied
 
     def part(self, name: str) -> SplitPart:

@@ -105,17 +105,17 @@ class WordSource:
         Raises:
             UserError: the folder is missing, is a store of other features, or knows none of the videos.
         """
-        reader, first, number = self.reader, None, 0
+        reader, first = self.reader, None
         for records in parts:
-            for record in records:  # of millions, the first one answers unless the folder is wrong
+            for record in records:  # of millions, the first ones answer unless the folder is wrong
                 if reader.where(record) is not None:
                     return
-                first, number = first or record, number + 1
+                first = first or record
         if first is not None:
             raise UserError(
-                f"dataset.ocr_dir={self.folder} has no OCR of any of the {number:,} videos (first: {first.id!r} at "
-                f"{reader.expected(first)}), expected that of some; set dataset.ocr_dir to the folder that holds such "
-                "files, write them by task=extract extractor=ocr, or choose a model without words"
+                f"dataset.ocr_dir={self.folder} has OCR of none of the videos (looked for {reader.expected(first)}, …),"
+                " expected that of some; set dataset.ocr_dir to the folder that holds such files, write them by "
+                "task=extract extractor=ocr, or choose a model without words"
             )
 
     def lacking(self, records: Sequence[VideoRecord]) -> list[str]:

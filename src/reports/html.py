@@ -107,12 +107,14 @@ def page_data(result: RetrievalResult, facts: ReportFacts, folder: Path) -> dict
     return data
 
 
-def _words(facts: ReportFacts, video: int) -> dict[str, list[str]]:
-    """What was read in the picture; nothing for models that read no words."""
+def _words(facts: ReportFacts, video: int) -> dict[str, list[str] | None]:
+    """What was read in the picture, None without OCR; nothing for models that read no words."""
     if facts.words is None:
         return {}
-    words = facts.words.get(video, ())[:MAX_WORDS]
-    return {"words": [word if len(word) <= MAX_WORD else f"{word[:MAX_WORD]}…" for word in words]}
+    words = facts.words.get(video)
+    if words is None:
+        return {"words": None}
+    return {"words": [word if len(word) <= MAX_WORD else f"{word[:MAX_WORD]}…" for word in words[:MAX_WORDS]]}
 
 
 class _Places(dict[int, int]):

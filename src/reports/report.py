@@ -68,8 +68,8 @@ class ReportFacts:
         skills: skill -> metrics, where the benchmark has skills.
         timing: phase -> seconds.
         thumbnail: video id -> JPEG bytes, or None where there is no picture.
-        words: video id -> what was read in its picture, best first; looked up for the videos that the page shows.
-            None = the model reads no words.
+        words: video id -> what was read in its picture, best first, or None where nothing could be looked up (no OCR
+            file, or a damaged one); asked for the videos that the page shows. None = the model reads no words.
         details: more entries for metrics.json.
         tables: further tables of the same test, below the one of all metrics.
     """
@@ -82,7 +82,7 @@ class ReportFacts:
     skills: Mapping[str, Mapping[str, float]] | None = None
     timing: Mapping[str, float] = field(default_factory=dict)
     thumbnail: Callable[[int], bytes | None] | None = None
-    words: Mapping[int, Sequence[str]] | None = None
+    words: Mapping[int, Sequence[str] | None] | None = None
     details: Mapping[str, object] = field(default_factory=dict)
     tables: Sequence[Table] = ()
 

@@ -3,7 +3,8 @@
 Beside the matrices stand the lists of their rows and columns, and `submission.json`: of every matrix its shape, the
 SHA-256 of its numbers and a sum that does not depend on their order. So a matrix whose rows or columns were permuted
 later is told from one that was edited, even under another name. A matrix without such a record can only be checked
-for its shape, its numbers, and whether captions find their own videos at all (`check_own`).
+for its shape, its numbers, whether captions with the same words have the same scores (`check_repeated`), and whether
+captions find their own videos at all (`check_own`).
 
 Shapes: Q captions, V videos.
 """
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 RECORD = "submission.json"
 CAPTIONS, VIDEOS = "captions.txt", "videos.txt"
 BLOCK = 1024  # rows read at a time
-CHANCE, CLEAR = 4.0, 8.0  # standard deviations of the mean rank: no better than chance, certainly better
+CHANCE, CLEAR = 4.0, 8.0  # standard deviations from what chance gives: no better than it, certainly better
+REPEATED = 8  # captions that repeat another's words, fewer of which prove nothing
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,10 @@ def check_matrix(
         UserError: another shape or type, numbers that are not finite, or constant rows.
     """
     if matrix.shape != tuple(shape):
-        turned = "; it is transposed: rows are captions" if matrix.shape == tuple(shape)[::-1] else ""
-        raise UserError(f"{name}: found shape {matrix.shape}, expected {tuple(shape)} (captions, videos){turned}")
+        advice = (
+            "it is transposed: rows are captions" if matrix.shape == tuple(shape)[::-1] else "score all of the test"
+        )
+        raise UserError(f"{name}: found shape {matrix.shape}, expected {tuple(shape)} (captions, videos); {advice}")
     if matrix.dtype != np.dtype(dtype):
         raise UserError(f"{name}: found {matrix.dtype}, expected {dtype}; write it with matrix.astype('{dtype}')")
     constant: list[int] = []
@@ -245,6 +249,50 @@ def _blocks(matrix: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield start, np.asarray(matrix[start : start + BLOCK])
 
 
+def check_repeated(matrix: np.ndarray, order: Order, name: str) -> None:
+    """Look at captions with the same words, whose rows a text encoder makes equal; other columns mean nothing to it.
+
+    Args:
+        matrix: (Q, V) finite.
+        order: its order, if it is what it should be.
+        name: of the file, for messages.
+
+    Raises:
+        UserError: their rows differ, but the columns of their videos are equal, or other rows are.
+    """
+    first: dict[str, int] = {}
+    texts = [line.split("\t")[2] for line in order.captions]
+    pairs = [(first.setdefault(text, row), row) for row, text in enumerate(texts)]
+    pairs_P2 = np.array([pair for pair in pairs if pair[0] != pair[1]]).reshape(-1, 2)
+    enough = max(REPEATED, len(pairs_P2) / 2)
+    if len(pairs_P2) < REPEATED or _equal(matrix, pairs_P2) >= enough:
+        return
+    found = f"{name}: the rows of {len(pairs_P2)} captions that repeat another's words differ from it"
+    one_each = matrix.shape[0] == matrix.shape[1] and np.array_equal(order.own_columns, np.arange(len(matrix)))
+    if one_each and _equal(matrix.T, pairs_P2) >= enough:
+        raise UserError(
+            f"{found}, and the columns of their videos are equal: it is transposed, expected a row for each caption; "
+            "write it with numpy.ascontiguousarray(matrix.T)"
+        )
+    projected_Q = np.concatenate([rows @ np.random.default_rng(0).random(rows.shape[1]) for _, rows in _blocks(matrix)])
+    places_Q = np.argsort(projected_Q, kind="stable")
+    if _equal(matrix, np.stack([places_Q[:-1], places_Q[1:]], axis=1)) >= enough:
+        raise UserError(
+            f"{found}, and other rows are equal: rows are permuted; give captions=FILE with their order and "
+            "task.reorder=true"
+        )
+
+
+def _equal(matrix: np.ndarray, pairs_P2: np.ndarray) -> int:
+    """Number of pairs of rows that are equal but for rounding."""
+    equal = 0
+    for start in range(0, len(pairs_P2), BLOCK):
+        one, other = (matrix[rows].astype(np.float32) for rows in pairs_P2[start : start + BLOCK].T)
+        spread_P = one.max(axis=1) - one.min(axis=1)
+        equal += int((abs(one - other).max(axis=1) <= 0.01 * spread_P).sum())
+    return equal
+
+
 def check_own(matrix: np.ndarray, order: Order, others: Mapping[str, Sequence[str]], name: str) -> None:
     """Look at the ranks of the captions' own videos, which is all that a matrix without lists can be recognised by.
 
@@ -266,7 +314,7 @@ def check_own(matrix: np.ndarray, order: Order, others: Mapping[str, Sequence[st
                 f"{name}: captions find their own videos as by chance in the order of {order.source}, but not in that "
                 f"of {source}: its columns are permuted; give videos=FILE with their order and task.reorder=true"
             )
-    if _stands_out(matrix):
+    if _stands_out(matrix) or _choose_each_other(matrix):
         raise UserError(
             f"{name}: most captions single out one video, each another, but it is their own no more often than by "
             "chance: rows or columns are permuted; give captions=FILE videos=FILE with their order"
@@ -300,3 +348,19 @@ def _stands_out(matrix: np.ndarray) -> bool:
         ahead += int(clear.sum())
         best |= set(rows.argmax(axis=1)[clear].tolist())
     return ahead > len(matrix) / 2 and len(best) > min(ahead, matrix.shape[1]) / 2
+
+
+def _choose_each_other(matrix: np.ndarray) -> bool:
+    """Whether more captions and videos are each other's best than among independent scores."""
+    number, videos = matrix.shape
+    best_Q = np.concatenate([rows.argmax(axis=1) for _, rows in _blocks(matrix)])
+    highest_V, caption_V = np.full(videos, -np.inf), np.zeros(videos, dtype=np.int64)
+    for start, rows in _blocks(matrix):
+        row_V = rows.argmax(axis=0)
+        value_V = rows[row_V, np.arange(videos)].astype(np.float64)
+        better_V = value_V > highest_V
+        highest_V[better_V], caption_V[better_V] = value_V[better_V], start + row_V[better_V]
+    mutual = int((caption_V[best_Q] == np.arange(number)).sum())
+    # An entry is the highest of its row and its column with probability 1 / (Q + V - 1); the spread is from simulation.
+    expected, spread = number * videos / (number + videos - 1), 0.4 * np.sqrt(min(number, videos))
+    return mutual > expected + CLEAR * spread

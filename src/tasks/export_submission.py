@@ -17,7 +17,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from src.errors import UserError
-from src.reports.submission import CAPTIONS, VIDEOS, Order, check_matrix, check_own, recorded_lists
+from src.reports.submission import CAPTIONS, VIDEOS, Order, check_matrix, check_own, check_repeated, recorded_lists
 from src.tasks import evaluate, score
 from src.tasks.score_bank import read_matrix
 from src.tasks.submission_files import BLOCK, check_same, file_order, read_videos, whole_test, write_files
@@ -53,7 +53,7 @@ def run(cfg: DictConfig) -> float | None:
     lists = recorded_lists(written, matrix)
     assert lists is not None  # just recorded
     cfg.captions, cfg.videos = map(str, lists)
-    return score.score_matrix(cfg, cfg.dataset.name, matrix)
+    return score.score_matrix(cfg, cfg.dataset.name, matrix, [dict(video.tags).get("domain") for video in part.videos])
 
 
 def _places(cfg: DictConfig, path: Path, matrix: np.ndarray, order: Order) -> tuple[np.ndarray, np.ndarray]:
@@ -82,6 +82,8 @@ def _places(cfg: DictConfig, path: Path, matrix: np.ndarray, order: Order) -> tu
         others = {"their sorted ids": sorted(order.videos)}
         if cfg.task.video_order is not None:
             others[Path(cfg.task.video_order).name] = list(file_order(cfg, order).videos)
+        if captions is None:
+            check_repeated(view, order, str(path))
         check_own(view, order, others, str(path))
     return rows, columns
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from src.tasks.score_bank import read_matrix
 
 PREFIXES = {"val": "val_", "test": ""}
 MAY_DIFFER = {"selection", "windows", "without_ocr", "ties"}  # of the runs; what is ranked stays the same
+DEFAULT_TIES = "optimistic"  # of conf/config.yaml
 AGAIN = "write it by task=evaluate ckpt_path=… save_similarity=true with the run's own settings"
 
 Part = Literal["val", "test"]
@@ -121,6 +122,7 @@ def run(cfg: DictConfig) -> None:
     runs = [read_run(folder) for folder in folders]
     objective = str(cfg.task.objective)
     _check_protocols(runs)
+    cfg.ties = _ties(runs, cfg.ties)
     val, test = _aligned(runs, "val"), _aligned(runs, "test")
     if shared := len(set(val.rows) & set(test.rows)):
         raise UserError(
@@ -137,6 +139,13 @@ def run(cfg: DictConfig) -> None:
     fused = {part.rows: part.result(fused_score(part.matrices, scales, weights), cfg.ties) for part in (val, test)}
     found = _Fusion(runs, names, weights, objective)
     _report(cfg, found, (val, test), (fused[val.rows], fused[test.rows]))
+
+
+def _ties(runs: Sequence[Run], chosen: str) -> str:
+    """The rule by which all runs ranked, so that their rows are their own numbers, unless another one is chosen."""
+    rules = {run.metrics["protocol"].get("ties") for run in runs}
+    common = rules.pop() if len(rules) == 1 else None
+    return str(common) if chosen == DEFAULT_TIES and common in get_args(Ties) else chosen
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from src.batch import TextEmbedding, VideoEmbedding
 from src.callbacks import History
 from src.data.datamodule import RetrievalDataModule
 from src.data.splits import SplitPart
+from src.data.words import DAMAGED, NO_SHAPE
 from src.metrics.domains import domain_report
 from src.metrics.order import better
 from src.metrics.retrieval import RetrievalResult
@@ -141,9 +142,10 @@ class ResultWriter(Callback):
 
 
 def print_problems(problems: Sequence[ProblemFacts]) -> None:
-    """What was left out, shortened."""
+    """What was left out, or is used without its words, shortened."""
     for problem in problems[:SHOWN_PROBLEMS]:
-        sys.stdout.write(f"excluded: {problem.kind} {problem.video_id} ({problem.part}): {problem.reason}\n")
+        fate = "kept" if problem.kind in (DAMAGED, NO_SHAPE) else "excluded"
+        sys.stdout.write(f"{fate}: {problem.kind} {problem.video_id} ({problem.part}): {problem.reason}\n")
     if len(problems) > SHOWN_PROBLEMS:
         sys.stdout.write(f"excluded: {len(problems) - SHOWN_PROBLEMS} more, listed in the run folder\n")
 

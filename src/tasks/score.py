@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +31,12 @@ from omegaconf import DictConfig
 
 from src.data.caption_files import read_judgements
 from src.errors import UserError
+from src.metrics.domains import domain_report
 from src.metrics.infap import evaluate_run
 from src.metrics.legacy import check_captions
 from src.metrics.retrieval import MatrixScore, evaluate_matrix
 from src.metrics.score_blocks import Scores
+from src.reports.domains import domains_table
 from src.reports.report import ReportFacts, VideoFacts, write_report
 from src.reports.submission import recorded_lists
 from src.reports.table import print_table
@@ -92,8 +95,15 @@ def _take_recorded_lists(cfg: DictConfig, path: Path, matrix: np.ndarray) -> Non
         cfg.captions, cfg.videos = map(str, lists)
 
 
-def score_matrix(cfg: DictConfig, name: str, matrix: np.ndarray) -> float | None:
-    """Rank the captions and videos of a matrix, and return the metric that `optimized_metric` names."""
+def score_matrix(cfg: DictConfig, name: str, matrix: np.ndarray, domains_V: Sequence[str | None] = ()) -> float | None:
+    """Rank the captions and videos of a matrix, and return the metric that `optimized_metric` names.
+
+    Args:
+        cfg: the run's configuration.
+        name: of the data set, for the report.
+        matrix: rows captions, columns videos.
+        domains_V: of the videos, where they have some.
+    """
     started = time.perf_counter()
     mask = read_mask(matrix.shape, _path(cfg.task.get("query_mask")))
     labels = read_labels(matrix.shape, _path(cfg.captions), _path(cfg.videos), mask)
@@ -106,13 +116,14 @@ def score_matrix(cfg: DictConfig, name: str, matrix: np.ndarray) -> float | None
     result = evaluate_matrix(matrix, owner, videos, mask=kept, ties=cfg.ties)
     further = further_results(cfg, scores, result, banks)
     protocol: dict[str, object] = {"dataset": name}
+    domains = domain_report(result, domains_V) if any(domains_V) else {}
     facts = ReportFacts(
         protocol=protocol,
         captions=dict(enumerate(labels.captions)),
         videos={n: VideoFacts(name) for n, name in enumerate(labels.videos)},
         timing={"score_s": round(time.perf_counter() - started, 3)},
-        details=further.details(),
-        tables=further.tables(result, protocol),
+        details={**further.details(), **({"domains": domains} if domains else {})},
+        tables=(*further.tables(result, protocol), *([domains_table(domains)] if domains else [])),
     )
     page = write_report(Path(cfg.paths.run_dir), result, facts)
     print_table(result, facts.protocol, further=facts.tables)

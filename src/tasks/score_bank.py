@@ -26,10 +26,14 @@ def read_matrix(path: Path, key: str = "similarity") -> np.ndarray:
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{key}: {path} is not a readable .npy file ({error}); write it with numpy.save") from None
+        # Of a file that is no array at all numpy speaks of pickled data and how to trust it.
+        reason = "it holds Python objects or no array" if "pickle" in str(error) else error
+        raise UserError(f"{key}: {path} is not a readable .npy file ({reason}); write it with numpy.save") from None
     if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or 0 in matrix.shape:
         shape = getattr(matrix, "shape", "an archive")
-        raise UserError(f"{key}: found {shape} in {path}, expected one matrix (captions, videos)")
+        raise UserError(
+            f"{key}: found {shape} in {path}, expected one matrix (captions, videos); write it alone with numpy.save"
+        )
     if matrix.dtype not in (np.float16, np.float32, np.float64):
         raise UserError(
             f"{key}: found {matrix.dtype} in {path}, expected float16, float32 or float64; "

@@ -165,6 +165,7 @@ def write_files(cfg: DictConfig, order: Order, blocks: Iterable[np.ndarray]) -> 
     sys.stdout.write(f"submission: {', '.join(str(folder / name) for name in names)}: {words}\n")
     sys.stdout.write(f"submission: columns of {names[-1]} in the order of {handed.source}\n")
     sys.stdout.write(f"submission: order and checksums in {CAPTIONS}, {VIDEOS} and {RECORD} beside them\n")
+    sys.stdout.write(f"submission: read back by python -m src.run task=score similarity={path} ties={cfg.ties}\n")
     return path
 
 

@@ -19,6 +19,7 @@ from src.config import compose
 ROOT = Path(__file__).resolve().parents[2]
 # Needs the videos of MSR-VTT, OpenAI's weights or a released checkpoint.
 NOT_HERE = ("msrvtt", "model.pretrained=openai", "task=convert")
+MADE = "python -m src.run model=clip4clip"  # runs first: others read what it leaves
 
 
 def commands() -> list[str]:
@@ -26,7 +27,7 @@ def commands() -> list[str]:
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
     found = re.findall(r"^python -m src\.run.*$", text, re.MULTILINE)
     found += re.findall(r"`(python -m src\.run[^`]+)`", text)
-    return [shlex.join(shlex.split(line, comments=True)) for line in found]
+    return list(dict.fromkeys(shlex.join(shlex.split(line, comments=True)) for line in found))
 
 
 def arguments(command: str) -> list[str]:
@@ -45,7 +46,8 @@ def test_command_that_cannot_run_here_is_valid(command: str) -> None:
 @pytest.fixture
 def clips(toy_data: Path, cli: Callable[..., Any], tmp_path: Path) -> Path:
     """A folder of real mp4 files with captions.csv, made from the toy benchmark."""
-    cli("model=clip4clip", "trainer.max_epochs=1", name="made").succeeded()
+    assert MADE in commands()
+    cli(*arguments(MADE), "trainer.max_epochs=1", name="made").succeeded()
     folder = tmp_path / "clips"
     folder.mkdir()
     root = next(path.parent for path in (toy_data / "toy").rglob("annotation.json"))
@@ -67,7 +69,7 @@ def test_commands_run(cli: Callable[..., Any], clips: Path, tmp_path: Path) -> N
     checkpoint = made / "checkpoints" / "best.ckpt"
     ran = 0
     for number, command in enumerate(commands()):
-        if any(word in command for word in NOT_HERE):
+        if command == MADE or any(word in command for word in NOT_HERE):
             continue
         words = arguments(command)
         words = [re.sub(r"=clips$", f"={clips}", word) for word in words]

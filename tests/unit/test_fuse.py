@@ -35,11 +35,13 @@ def lists(part: str, size: int = SIZE) -> tuple[list[str], list[str]]:
     return [f"{name}#0\t{name}\tcaption of {name}" for name in videos], videos
 
 
-def make_run(folder: Path, val: np.ndarray, test: np.ndarray, model: str = "A", **protocol: object) -> Path:
+def make_run(
+    folder: Path, val: np.ndarray, test: np.ndarray, model: str = "A", ties: Any = "optimistic", **protocol: object
+) -> Path:
     """A finished run as save_similarity=true leaves it."""
     owners = torch.arange(test.shape[1])
     facts = ReportFacts(protocol={**PROTOCOL, "model": model, **protocol}, captions={}, videos={})
-    write_report(folder, evaluate_matrix(test, owners, len(owners)), facts)
+    write_report(folder, evaluate_matrix(test, owners, len(owners), ties=ties), facts)
     for part, prefix, matrix in (("val", "val_", val), ("test", "", test)):
         captions, videos = lists(part, len(matrix))
         save(folder, prefix, matrix, captions, videos)
@@ -72,15 +74,27 @@ def two(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def fuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    def call(runs: list[Path], objective: str = "SumR") -> dict[str, Any]:
+    def call(runs: list[Path], objective: str = "SumR", ties: str = "optimistic") -> dict[str, Any]:
         task = {"fuse": [str(run) for run in runs], "objective": objective}
         out = tmp_path / "out"
-        cfg = OmegaConf.create({"task": task, "runs": [], "ties": "optimistic", "paths": {"run_dir": str(out)}})
+        cfg = OmegaConf.create({"task": task, "runs": [], "ties": ties, "paths": {"run_dir": str(out)}})
         compare.run(cfg)
         found: dict[str, Any] = json.loads((out / "metrics.json").read_text())
         return {**found, "printed": capsys.readouterr().out, "table": (out / "comparison.md").read_text()}
 
     return call
+
+
+def test_ties_are_ranked_as_the_runs_ranked_them(tmp_path: Path, fuse: Callable[..., dict[str, Any]]) -> None:
+    tied = [np.round(noisy(0.5, seed) / 2) for seed in range(4)]
+    runs = [make_run(tmp_path / name, *tied[k : k + 2], name, ties="average") for k, name in ((0, "a"), (2, "b"))]
+    found = fuse(runs)
+    assert found["protocol"]["ties"] == "average"
+    for run in runs:  # each run's row is its own number
+        assert f"{single(run):.1f}" in next(line for line in found["table"].splitlines() if f"| {run.name} " in line)
+    assert fuse(runs, ties="pessimistic")["protocol"]["ties"] == "pessimistic"
+    other = make_run(tmp_path / "c", *tied[2:], "c", ties="pessimistic")
+    assert fuse([runs[0], other])["protocol"]["ties"] == "optimistic"
 
 
 def weights(found: dict[str, Any]) -> list[float]:

@@ -18,7 +18,15 @@ from src.data.annotation import CaptionRecord, VideoRecord
 from src.data.splits import SplitPart
 from src.errors import UserError
 from src.metrics.retrieval import evaluate_matrix
-from src.reports.submission import RECORD, Order, check_matrix, check_own, recorded_lists, write_matrix
+from src.reports.submission import (
+    RECORD,
+    Order,
+    check_matrix,
+    check_own,
+    check_repeated,
+    recorded_lists,
+    write_matrix,
+)
 from src.tasks import export_submission, score, submission_files
 
 PAIRS = 60
@@ -138,6 +146,40 @@ def test_own_videos_speak_for_a_matrix_without_lists(caplog: pytest.LogCaptureFi
         check_own(scores(order, 8.0)[:, columns], order, {}, "S.npy")
 
 
+def test_a_permuted_matrix_of_a_fair_model_is_recognised(caplog: pytest.LogCaptureFixture) -> None:
+    order, rng = order_of(400), np.random.default_rng(2)
+    fair = scores(order, 3.5)
+    top = np.sort(fair, axis=1)[:, -2:]
+    assert 0.6 < np.mean(fair.argmax(axis=1) == np.arange(400)) < 0.9
+    assert np.mean(top[:, 1] - top[:, 0] > fair.std(axis=1)) < 0.5  # not clear enough for each caption by itself
+    check_own(fair, order, {}, "S.npy")
+    for moved in (fair[:, rng.permutation(400)], fair[rng.permutation(400)]):
+        with pytest.raises(UserError, match="rows or columns are permuted"):
+            check_own(moved, order, {}, "S.npy")
+    assert not caplog.records
+    for _ in range(20):  # noise, also of vectors in few dimensions and of hubs, is only warned of
+        text, video = rng.standard_normal((2, 400, 8)) + rng.integers(3)
+        check_own(text @ video.T, order, {}, "S.npy")
+    assert len(caplog.records) == 20
+
+
+def test_captions_with_the_same_words_show_transposed_and_permuted_rows() -> None:
+    rng = np.random.default_rng(3)
+    names = tuple(f"v{n}" for n in range(80))
+    order = Order(tuple(f"{name}#0\t{name}\twords {n % 60}" for n, name in enumerate(names)), names, "the test part")
+    text, video = rng.standard_normal((60, 16))[np.arange(80) % 60], rng.standard_normal((80, 16))
+    matrix = (text @ video.T + 1e-6 * rng.standard_normal((80, 80))).astype(np.float32)
+    check_repeated(matrix, order, "S.npy")
+    check_repeated(matrix.astype(np.float16), order, "S.npy")
+    check_repeated(np.ones((80, 80), np.float32), order, "S.npy")
+    check_repeated(rng.standard_normal((80, 80)), order, "S.npy")  # of a model that rolls dice, nothing follows
+    with pytest.raises(UserError, match=r"20 captions that repeat another's words.*it is transposed, expected"):
+        check_repeated(matrix.T, order, "S.npy")
+    with pytest.raises(UserError, match=r"other rows are equal: rows are permuted; give captions=FILE"):
+        check_repeated(matrix[rng.permutation(80)], order, "S.npy")
+    check_repeated(matrix.T, order_of(80), "S.npy")  # without repeated words nobody can tell
+
+
 def composed(folder: Path, *words: str) -> DictConfig:
     """The task's configuration on a data set of `PAIRS` captions in the layout of TextVR."""
     entries = [entry(f"{'AB'[n % 2]}/v{n}", f"text {n}") for n in range(PAIRS)]
@@ -179,7 +221,9 @@ def test_export_of_a_matrix_and_its_way_back(tmp_path: Path, capsys: pytest.Capt
     assert value is None or value >= 0
     run = tmp_path / "run"
     expected = evaluate_matrix(matrix, torch.arange(PAIRS), PAIRS).to_json()
-    assert json.loads((run / "metrics.json").read_text())["t2v"] == expected["t2v"]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["t2v"] == expected["t2v"]
+    assert {name: row["num_captions"] for name, row in metrics["domains"].items()} == {"A": PAIRS / 2, "B": PAIRS / 2}
     assert np.array_equal(load(run / "sim_matrix.npy"), matrix)
     names = [
         Path(e["path"]).with_suffix("").as_posix() for e in json.loads((tmp_path / "TextVR_test.json").read_text())
@@ -188,7 +232,10 @@ def test_export_of_a_matrix_and_its_way_back(tmp_path: Path, capsys: pytest.Capt
     assert (run / "videos.txt").read_text().split() == names
     assert shuffled != names
     assert np.array_equal(load(run / "textvr.npy"), matrix[:, [names.index(name) for name in shuffled]])
-    assert "textvr.npy in the order of TextVR_test_rand.json" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "textvr.npy in the order of TextVR_test_rand.json" in printed
+    assert f"read back by python -m src.run task=score similarity={run}/sim_matrix.npy ties=" in printed
+    assert "by domain" in printed
     for name in ("sim_matrix.npy", "textvr.npy"):
         back = score_config(tmp_path / "back", similarity=str(run / name))
         score.run(back)
@@ -266,7 +313,7 @@ def test_embeddings_are_written_in_the_order_of_the_file(tmp_path: Path, monkeyp
         "fill_unreadable": False,
         "allow_constant_rows": False,
     }
-    cfg = OmegaConf.create({"paths": {"run_dir": str(tmp_path)}, "task": task})
+    cfg = OmegaConf.create({"paths": {"run_dir": str(tmp_path)}, "task": task, "ties": "average"})
     submission_files.write_embedded(cfg, part, (text, video), _Dots())  # type: ignore[arg-type]
     expected = (text_QD @ video_VD.T).numpy()
     np.testing.assert_allclose(load(tmp_path / "m.npy"), expected, rtol=1e-6)

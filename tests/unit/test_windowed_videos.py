@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +29,7 @@ from src.models.base import RetrievalModule
 from src.models.windows import mean_of_windows
 from src.tasks.evaluate import with_windows
 from tests.clips import make_clip, true_frames
+from tests.tiny_textvr import tiny_textvr
 
 SPEC = FrameSpec(num_frames=3, image_size=16)
 
@@ -114,7 +117,7 @@ class _Model(RetrievalModule):
 
 
 def make(clips: Path, windows: WindowSpec | None, **options: Any) -> FolderDataModule:
-    inputs = InputSpec(tokenize, SPEC, windows=windows)
+    inputs = options.pop("inputs", InputSpec(tokenize, SPEC, windows=windows))
     split = SplitSpec("folder", parts={"test": "test"})
     module = FolderDataModule(name="folder", data_dir=str(clips), inputs=inputs, split=split, **options)
     module.trainer = SimpleNamespace(global_rank=0, world_size=1)
@@ -144,6 +147,31 @@ def test_embedding_is_the_mean_over_windows(clips: Path, workers: int, monkeypat
         expected = np.mean([frames.mean(axis=(0, 2, 3)) ** 2 for frames in shown], axis=0)
         np.testing.assert_allclose(video.parts["x"][row].numpy(), expected, rtol=1e-5)
     assert module.describe("test")["windows"] == "every 2 frames (intervals, at most 64)"
+
+
+def test_every_window_is_given_the_words_of_its_video(clips: Path, tmp_path: Path) -> None:
+    box = [4, 4, 30, 4, 30, 12, 4, 12]
+    track = {"text": "exit now", "score": 0.9, "tracks": {"2": box, "5": box}}
+    (tmp_path / "a.mp4.json").write_text(json.dumps({"0": track}))
+    model = tiny_textvr(mode="fusion").eval()
+    inputs = replace(model.input_spec, windows=WindowSpec(3))
+    module = make(clips, None, inputs=inputs, ocr_dir=str(tmp_path))
+    assert inputs.frames is not None
+    assert module.words is not None
+    with torch.inference_mode():
+        found = torch.cat([model.encode_gallery(batch).parts["video"] for batch in module.test_dataloader()[0]])
+        for row, name in enumerate(("a", "b", "c")):
+            record, windows = module.part("test").videos[row], []
+            shown = frames_by_hand(clips / f"{name}.mp4", inputs.frames, 3)
+            for frames in shown:
+                words = module.words.batch([record])
+                assert words.words_BW.sum() == (2 if name == "a" else 0)
+                frames_BTCHW = torch.from_numpy(frames)[None]
+                mask_BT = torch.ones(frames_BTCHW.shape[:2], dtype=torch.bool)
+                windows.append(model.encode_video(VideoBatch(torch.tensor([row]), frames_BTCHW, mask_BT, words=words)))
+            assert len(shown) > 1 or name == "b"
+            expected = torch.cat([window.parts["video"] for window in windows]).mean(dim=0)
+            torch.testing.assert_close(found[row], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_without_windows_nothing_changes(clips: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from src.data.fill_cache import FillOptions, fill
 from src.data.frame_cache import Recipe
 from src.data.ocr import ocr_format, parse_kwai
 from src.data.splits import SplitSpec
-from src.data.video import VideoError, VideoShape, read_problems
+from src.data.video import Problem, VideoError, VideoShape, read_problems
 from src.data.word_checks import find_in_words
 from src.data.words import DAMAGED, NO_SHAPE, WordPieces, WordSource
 from src.errors import UserError
@@ -32,6 +33,7 @@ from src.metrics.retrieval import evaluate_matrix
 from src.models.gradient_cache import encode_in_chunks
 from src.reports.html import page_data
 from src.reports.report import ReportFacts, VideoFacts, write_report
+from src.tasks.outcome import print_problems
 from tests.clips import make_clip
 
 START, END, PAD = 101, 102, 7
@@ -247,6 +249,17 @@ def test_no_folder() -> None:
             source(folder).check()
 
 
+def test_the_folder_of_other_videos(tmp_path: Path) -> None:
+    write(tmp_path, "a", track("stop"))
+    words = source(tmp_path)
+    words.check()
+    words.check([records("x", "a"), records("y")])
+    words.check([[], []])
+    match = r"has OCR of none of the videos \(looked for .*x.json, …\), expected that of some; set dataset.ocr_dir"
+    with pytest.raises(UserError, match=match):
+        words.check([records("x", "y"), records("z")])
+
+
 def make_store(path: Path, extractor: str = "ocr") -> Path:
     """a and d have words, b shows none, c could not be read."""
     writer = StoreWriter(
@@ -428,7 +441,7 @@ def test_evaluation_counts_and_lists(clips: Path, tmp_path: Path) -> None:
         assert (problem.video_id, problem.part, problem.kind) == ("test2.mp4", "test", DAMAGED)
     shown = module.shown_words(module.part("test"))
     assert shown is not None
-    assert [shown[k] for k in shown] == [["word0", "of0"], [], [], [], ["word1", "of4", "word0"]]
+    assert [shown[k] for k in shown] == [["word0", "of0"], None, None, [], ["word1", "of4", "word0"]]
     assert shown.get(99) is None
 
 
@@ -531,15 +544,25 @@ def test_the_report_shows_the_best_words_beside_each_video(tmp_path: Path) -> No
         protocol={"without_ocr": 1},
         captions={k: f"caption {k}" for k in range(3)},
         videos={k: VideoFacts(f"video {k}") for k in range(3)},
-        words={0: HOSTILE, 1: [f"word{k}" for k in range(30)]},
+        words={0: HOSTILE, 1: [f"word{k}" for k in range(30)], 2: []},
     )
     videos = page_data(result, facts, tmp_path)["videos"]
     assert videos[0]["words"] == [*HOSTILE[:4], "y" * 40 + "…"]
     assert videos[1]["words"] == [f"word{k}" for k in range(20)]
     assert videos[2]["words"] == []
+    for words in ({2: None}, {}):  # without OCR file, or with a damaged one: not the same as no words
+        assert page_data(result, replace(facts, words=words), tmp_path)["videos"][2]["words"] is None
     text = write_report(tmp_path / "run", result, facts).read_text(encoding="utf-8")
+    assert "missing or damaged" in text
     assert "</script><script>alert" not in text
     assert "<img src=x" not in text
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["protocol"]["without_ocr"] == 1
     without = page_data(result, ReportFacts({}, facts.captions, facts.videos), tmp_path)["videos"]
     assert all("words" not in video for video in without)
+
+
+def test_a_video_whose_words_are_lost_is_not_called_excluded(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = (DAMAGED, NO_SHAPE, "unreadable video")
+    print_problems([Problem("v", "v.mp4", "why", kind, "test") for kind in kinds])
+    found = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert found == ["kept", "kept", "excluded"]

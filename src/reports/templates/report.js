@@ -69,18 +69,25 @@
     const name = element("bdi", "name", video.name.split("/").pop());
     name.title = video.name;
     item.append(thumb(video), line, name);
-    if (video.words && video.words.length) {
-      const read = element("span", "words", video.words.join(" "));
-      read.title = "words in the picture: " + video.words.join(", ");
+    if (video.words !== undefined) {
+      const some = video.words && video.words.length;
+      const read = element("span", "words" + (some ? "" : " none"), some ? video.words.join(" ") : video.words ? "no words" : "no OCR");
+      read.title = wordsOf(video);
       item.append(read);
     }
     return item;
   }
 
-  // What was read in the picture, for the video that a query is about; nothing for models that read no words.
+  // What was read in the picture: words, none, or null where the video has no usable OCR.
+  function wordsOf(video) {
+    const found = video.words === null ? "not known, its OCR is missing or damaged" : video.words.join(", ") || "none";
+    return "words in the picture: " + found;
+  }
+
+  // For the video that a query is about; nothing for models that read no words.
   function wordLine(video) {
-    if (!video.words) return "";
-    const read = element("p", "sub read", "words in the picture: " + (video.words.join(", ") || "none"));
+    if (video.words === undefined) return "";
+    const read = element("p", "sub read", wordsOf(video));
     read.dir = "auto";
     return read;
   }
