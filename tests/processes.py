@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import tempfile
 from collections.abc import Callable
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+
+# New processes are copies of one that has imported these: 4 s of CPU less for each.
+PRELOADED = ("torch", "pytorch_lightning", "open_clip", "pytest")
 
 
 def _entry(rank: int, function: Callable[..., Any], world: int, folder: str, args: tuple[Any, ...]) -> None:
@@ -24,8 +29,16 @@ def _entry(rank: int, function: Callable[..., Any], world: int, folder: str, arg
     Path(folder, f"{rank}.pkl").write_bytes(pickle.dumps(result))
 
 
+def quick_start(method: str = "spawn") -> BaseContext:
+    """In place of `multiprocessing.get_context`: processes that share nothing with this one, but start at once."""
+    multiprocessing.set_forkserver_preload(list(PRELOADED))
+    return multiprocessing.get_context("forkserver")
+
+
 def run_processes(function: Callable[..., Any], world: int, *args: Any) -> list[Any]:
     """Return `function(rank, *args)` of every rank; `function` lives at module level."""
+    quick_start()
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_entry, (function, world, folder, args), nprocs=world)
+        given = (function, world, folder, args)
+        torch.multiprocessing.start_processes(_entry, given, nprocs=world, start_method="forkserver")
         return [pickle.loads(Path(folder, f"{rank}.pkl").read_bytes()) for rank in range(world)]  # noqa: S301 own file

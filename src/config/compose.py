@@ -173,12 +173,16 @@ def _loader(config_dir: str | None) -> Iterator[ConfigLoader]:
         if not folder.is_dir():
             raise UserError(f"--config-dir {config_dir} is not a folder; give a folder of yaml files")
         path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    running, known = GlobalHydra.instance().hydra, HydraConfig.instance().cfg  # a task may ask about other words
+    GlobalHydra.instance().clear()
     try:
         yield Hydra.create_main_hydra2("run", path).config_loader
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(hydra_message(error)) from None
     finally:
-        GlobalHydra.instance().clear()  # as if Hydra had not been used
+        GlobalHydra.instance().hydra = running  # as if Hydra had not been used
+        if running is not None:
+            HydraConfig.instance().cfg = known
 
 
 def hydra_message(error: Exception) -> str:

@@ -19,15 +19,13 @@ from torch import Tensor
 from src.convert import collaborative_experts
 from src.errors import UserError
 from src.models.base import RetrievalModule
-from src.models.frozen import TEMPORAL, FrozenBase, sized
+from src.models.frozen import COUNTER, TEMPORAL, FrozenBase, sized
 from src.models.space_time import TemporalFit, fit_temporal
 from src.models.textvr import FUSION, TextVR
 
 TOWERS = ("text_model.", "video_model.", "txt_proj.", "vid_proj.")
 OURS = "fusion."
 PREFIX = "module."
-COUNTER = "embeddings.position_ids"
-"""0, 1, 2, …: a buffer that BERT had until transformers 4.31."""
 _VIT = ("image_size", "patch_size", "width", "depth", "heads")
 
 extras = collaborative_experts.extras  # both trainers come from one template

@@ -33,7 +33,7 @@ from src.models.evl_weights import knows_video
 from src.models.vocabulary import read_vocabulary
 from src.models.weights import check_fit, metadata_of, read_weights
 from src.tasks.build import empty_model, plain
-from src.tasks.convert_config import command_of, convert_config
+from src.tasks.convert_config import command_of, convert_config, log_training
 from src.tasks.convert_features import convert_features
 from src.tasks.convert_mask import convert_mask
 
@@ -112,6 +112,8 @@ def _convert_checkpoint(
     ours = {name: fits[name] for name in model.state_dict()}  # files may have them in any order
     for note in [*changes, *(() if is_ours else family.left_out(state, rest))]:
         log.info("%s", note)
+    if not is_ours:
+        log_training(extras.get("config"), plain(cfg.model))
     return *_exported(cfg.task.format, family, ours), beside
 
 
@@ -232,7 +234,7 @@ def _convert_vocabulary(cfg: DictConfig, source: Path) -> None:
 def _convert_json(cfg: DictConfig, source: Path) -> None:
     """A published configuration to a command line, or a vocabulary of ours to published ones."""
     if source.is_file() and is_config(_json(source)):
-        return convert_config(source)
+        return convert_config(source, plain(cfg.model))
     return _export_vocabulary(cfg, source)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -15,20 +18,61 @@ from rich.console import Console
 
 from src.config import compose
 from src.config.validate import CONF
+from src.convert import frozen_config
 from src.convert.collaborative_experts_config import TEXT_DIMS, Expert, Settings, read_config, settings_of
 from src.errors import UserError
 
+log = logging.getLogger(__name__)
 Values = Mapping[str, Any]
+_PLAIN = re.compile(r"[\w./+-][\w./+:@%-]*")
 
 
-def convert_config(source: Path) -> None:
-    """Print the command line of a published config.json.
+def convert_config(source: Path, model: Values) -> None:
+    """Print the command line of a published config.json; what of it is not used goes to the log.
+
+    Args:
+        source: of Collaborative Experts, Frozen in Time or TextVR.
+        model: options of our model; of the latter two they say what it reads, which their files do not.
 
     Raises:
         UserError: it cannot be read, or asks for something that does not exist here.
     """
-    command = " ".join(shlex.quote(word) for word in command_of(settings_of(read_config(source))))
-    Console().print(f"python -m src.run {command}", highlight=False, markup=False, soft_wrap=True)
+    config = json.loads(source.read_text(encoding="utf-8"))
+    if frozen_config.is_config(config):
+        words = _frozen_words(config, model)
+    else:
+        words = command_of(settings_of(read_config(source)))
+    Console().print(_typed(words), highlight=False, markup=False, soft_wrap=True)
+
+
+def log_training(config: Any, model: Values) -> None:
+    """Log the command line of the configuration that a checkpoint of Frozen in Time or TextVR holds.
+
+    Args:
+        config: what it holds.
+        model: options of our model, which the tensors fit.
+    """
+    if not frozen_config.is_config(config):
+        return
+    try:
+        log.info("how it was trained: %s", _typed(_frozen_words(config, model)))
+    except UserError as error:  # the weights need none of it
+        log.info("how it was trained has no command line here: %s", error)
+
+
+def _typed(words: list[str]) -> str:
+    return " ".join(["python -m src.run", *map(shlex.quote, words)])
+
+
+def _frozen_words(config: Values, model: Values) -> list[str]:
+    """The words of the command line; what of the configuration they leave out is logged."""
+    kind = str(model.get("_target_")).rpartition(".")[2]
+    chosen = {"Frozen": ("frozen", "vision"), "TextVR": ("textvr", model.get("mode"))}
+    settings = frozen_config.settings_of(config, chosen.get(kind))  # type: ignore[arg-type]
+    words = with_values(list(settings.words), settings.values)
+    for note in settings.notes:
+        log.info("%s", note)
+    return words
 
 
 def command_of(settings: Settings) -> list[str]:
@@ -56,11 +100,24 @@ def _beginnings(settings: Settings) -> Iterable[tuple[str, ...]]:
 
 def _completed(words: list[str], settings: Settings) -> list[str]:
     """The words, and those that are lacking to the settings."""
-    words = [*words, *_group_words(_composed(tuple(words)), settings)]
-    found = _composed(tuple(words))
-    differing = {key: value for key, value in _wanted(found, settings).items() if not _same(_value(found, key), value)}
+    words = [*words, *_group_words(composed(tuple(words)), settings)]
+    return with_values(words, _wanted(composed(tuple(words)), settings))
+
+
+def with_values(words: list[str], wanted: Values) -> list[str]:
+    """The words, and those that are lacking to the values.
+
+    Args:
+        words: that compose.
+        wanted: dotted key -> value.
+
+    Raises:
+        UserError: other words override a value.
+    """
+    found = composed(tuple(words))
+    differing = {key: value for key, value in wanted.items() if not _same(_value(found, key), value)}
     words += [_word(found, key, value) for key, value in differing.items()]
-    final = _composed(tuple(words))
+    final = composed(tuple(words))
     wrong = [key for key, value in differing.items() if not _same(_value(final, key), value)]
     if wrong:
         raise UserError(f"no command line sets {', '.join(wrong)} as the configuration has it; set them by hand")
@@ -163,7 +220,8 @@ def _plain(path: Path) -> dict[str, Any]:
 
 
 @cache
-def _composed(words: tuple[str, ...]) -> Values:
+def composed(words: tuple[str, ...]) -> Values:
+    """The configuration of a command line."""
     (values,) = compose.preflight(compose.parse(list(words)))
     return values
 
@@ -188,5 +246,14 @@ def _word(found: Values, key: str, value: Any) -> str:
     parent, _, name = key.rpartition(".")
     table = _value(found, parent) if parent else found
     plus = "+" if isinstance(table, Mapping) and name not in table else ""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, str):
+        return f"{plus}{key}={_quoted(value)}"
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return f"{plus}{key}={text.replace(' ', '').replace(chr(39), '')}"
+
+
+def _quoted(text: str) -> str:
+    """The text in quotes where Hydra would read it as something else, such as a path with blanks."""
+    if _PLAIN.fullmatch(text) and text.lower() not in ("null", "true", "false"):
+        return text
+    return "'" + text.replace("'", "\\'") + "'"

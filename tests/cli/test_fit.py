@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from src.config import compose
+from src.errors import UserError
+from tests.cli.conftest import TINY
 
 Cli = Callable[..., Any]
 Metrics = Callable[[str], dict[str, Any]]
@@ -64,28 +69,43 @@ def test_a_run_leaves_what_the_contract_says_and_repeats(cli: Cli, metrics: Metr
     assert without_times(metrics("second")) == without_times(found)
 
 
-@pytest.mark.parametrize("selection", ["test", "last"])
-def test_selection_is_what_was_asked_for(cli: Cli, metrics: Metrics, tmp_path: Path, selection: str) -> None:
-    """Both work for a split without val part, as MSR-VTT 1k-A is one."""
-    cli("model=clip4clip", "trainer.max_epochs=1", f"selection={selection}", "~split.parts.val").succeeded()
-    assert metrics("run")["protocol"]["selection"] == selection
-    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").exists() == (selection == "test")
+SELECTIONS = ("test", "last")
 
 
-def test_wrong_checkpoints_are_refused(cli: Cli, tmp_path: Path) -> None:
-    cli("model=clip4clip", "trainer.max_epochs=1").succeeded()
-    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    message = cli("task=evaluate", "model=clip2video", f"ckpt_path={best}", name="x").failed_with(2)
-    assert "missing" in message
-    assert "does not fit" in message
+@pytest.fixture(scope="module")
+def selected(session_cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A multirun over ways of selection, for a split without val part, as MSR-VTT 1k-A is one."""
+    sweep = tmp_path_factory.mktemp("selected")
+    jobs = ("-m", f"selection={','.join(SELECTIONS)}", f"hydra.sweep.dir={sweep}")
+    session_cli(*jobs, "model=clip4clip", "trainer.max_epochs=1", "~split.parts.val").succeeded()
+    return sweep
 
-    foreign = tmp_path / "foreign.ckpt"
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_selection_is_what_was_asked_for(selected: Path, selection: str) -> None:
+    run = selected / str(SELECTIONS.index(selection))
+    assert json.loads((run / "metrics.json").read_text())["protocol"]["selection"] == selection
+    assert (run / "checkpoints" / "best.ckpt").exists() == (selection == "test")
+
+
+def test_wrong_checkpoints_are_refused(cli: Cli, selected: Path, tmp_path: Path) -> None:
+    best = selected / str(SELECTIONS.index("test")) / "checkpoints" / "best.ckpt"
+    foreign, cut = tmp_path / "foreign.ckpt", tmp_path / "cut.ckpt"
     torch.save({"weights": torch.zeros(3)}, foreign)
-    assert "state_dict" in cli("task=evaluate", f"ckpt_path={foreign}", name="x").failed_with(2)
-    foreign.write_bytes(best.read_bytes()[:5000])
-    assert "cannot be read" in cli("task=evaluate", f"ckpt_path={foreign}", name="x").failed_with(2)
-    assert "does not exist" in cli("task=evaluate", f"ckpt_path={tmp_path}/none.ckpt", name="x").failed_with(2)
-    assert "ckpt_path" in cli("task=evaluate", name="x").failed_with(2)
+    cut.write_bytes(best.read_bytes()[:5000])
+    files = ",".join(map(str, (best, foreign, cut)))
+    jobs = ("-m", f"ckpt_path={files}", f"hydra.sweep.dir={tmp_path}/sweep")
+    outcome = cli(*jobs, "task=evaluate", "model=clip2video")  # the first file is of clip4clip
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+    other, foreign_line, cut_line = (line for line in outcome.err.splitlines() if line.startswith("error: "))
+    assert "missing" in other
+    assert "does not fit" in other
+    assert "state_dict" in foreign_line
+    assert "cannot be read" in cut_line
+    for words, reason in ((["ckpt_path=none.ckpt"], "does not exist"), ([], "ckpt_path")):
+        with pytest.raises(UserError, match=reason):
+            compose.preflight(compose.parse(["task=evaluate", *TINY, *words]))
 
 
 def test_a_full_disk_while_saving_is_one_error_line(cli: Cli, tmp_path: Path) -> None:

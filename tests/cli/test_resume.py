@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import time
@@ -43,37 +44,54 @@ def start_and_signal(command: list[str], environment: dict[str, str], run: Path,
     return process.wait(timeout=120)
 
 
+# A model with dropout, so that the random stream matters too.
+DROPOUT = ("model=clip4clip", "model.head=tightTransf", EPOCHS, "dataset.num_train=80", "dataset.batch_size=4")
+
+
+@pytest.fixture(scope="module")
+def whole(session_cli: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing interrupts."""
+    run = tmp_path_factory.mktemp("whole")
+    session_cli(*DROPOUT, f"hydra.run.dir={run}").succeeded()
+    return run
+
+
+@pytest.fixture(scope="module")
+def short(session_cli: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one epoch; who writes into it takes a copy."""
+    run = tmp_path_factory.mktemp("short")
+    session_cli("trainer.max_epochs=1", f"hydra.run.dir={run}").succeeded()
+    return run
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["sigkill", "sigterm"])
 def test_resumed_equals_uninterrupted(
     cli: Callable[..., Any],
     command: Callable[..., list[str]],
     environment: dict[str, str],
     tmp_path: Path,
+    whole: Path,
     number: signal.Signals,
 ) -> None:
-    # A model with dropout, so that the random stream matters too.
-    options = ("model=clip4clip", "model.head=tightTransf", EPOCHS, "dataset.num_train=80", "dataset.batch_size=4")
-    cli(*options, name="whole").succeeded()
-    code = start_and_signal(command(*options, name="cut"), environment, tmp_path / "cut", number)
+    code = start_and_signal(command(*DROPOUT, name="cut"), environment, tmp_path / "cut", number)
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 143)
     assert 1 <= epochs_in(tmp_path / "cut") < 3
 
-    cli(*options, "ckpt_path=last", name="cut").succeeded()
+    cli(*DROPOUT, "ckpt_path=last", name="cut").succeeded()
     assert epochs_in(tmp_path / "cut") == 3, "the resumed run has the whole learning curve"
-    assert_equal(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    assert_equal(weights(tmp_path / "cut"), weights(whole))
 
 
-def test_resuming_with_another_batch_size_is_refused(cli: Callable[..., Any]) -> None:
-    cli("trainer.max_epochs=1").succeeded()
+def test_resuming_with_another_batch_size_is_refused(cli: Callable[..., Any], tmp_path: Path, short: Path) -> None:
+    shutil.copytree(short, tmp_path / "run")
     message = cli("trainer.max_epochs=2", "ckpt_path=last", "dataset.batch_size=4").failed_with(2)
     assert "batch_size" in message
 
 
-def test_a_new_run_starts_from_given_weights(cli: Callable[..., Any], tmp_path: Path) -> None:
-    cli("trainer.max_epochs=1", name="first").succeeded()
-    start = tmp_path / "first" / "checkpoints" / "last.ckpt"
+def test_a_new_run_starts_from_given_weights(cli: Callable[..., Any], tmp_path: Path, short: Path) -> None:
+    start = short / "checkpoints" / "last.ckpt"
     unchanged = ("optimizer.lr=0.0", "optimizer.weight_decay=0.0", "scheduler=none")
     cli("trainer.max_epochs=1", "seed=1", f"task.weights={start}", *unchanged, name="second").succeeded()
-    assert_equal(weights(tmp_path / "second"), weights(tmp_path / "first"))
+    assert_equal(weights(tmp_path / "second"), weights(short))
     message = cli("model=clip4clip", f"task.weights={start}", name="other").failed_with(2)
     assert "last.ckpt" in message

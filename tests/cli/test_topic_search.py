@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from src.metrics.infap import SearchResult, evaluate_run
 from src.models.base import RetrievalModule, Similarity
 from src.models.vocabulary import VocabularyTokenizer
 from src.reports.trecvid import read_run
-from src.tasks import prepare, topic_search
+from src.tasks import prepare, score, topic_search
 from src.tasks.build import quiet
 from src.tasks.outcome import ResultWriter, optimized_value
 from src.tasks.score import score_run
@@ -303,5 +304,7 @@ def test_training_without_the_gallery(cli: Cli, tmp_path: Path) -> None:
         (["run_file=README.md", "qrels=README.md"], "README.md, line 1"),
     ],
 )
-def test_mistakes_in_scoring_a_run(cli: Cli, words: list[str], message: str) -> None:
-    assert message in cli("task=score", *words, tiny=False).failed_with(2)
+def test_mistakes_in_scoring_a_run(tmp_path: Path, words: list[str], message: str) -> None:
+    asked = compose.task_keys_named(["task=score", *words, f"paths.run_dir={tmp_path}"])
+    with pytest.raises(UserError, match=re.escape(message)):
+        score.run(OmegaConf.create(compose.preflight(compose.parse(asked))[0]))
