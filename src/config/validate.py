@@ -329,7 +329,7 @@ def _check_inputs(values: dict[str, Any], context: Context) -> None:
     if encodes and untrained and not values["task"].get("random_weights"):
         raise UserError(
             f"task={task} has no weights ({context.name('model')} is not pretrained); give ckpt_path=…, or "
-            "model.pretrained=openai, or task.random_weights=true to evaluate an untrained model"
+            "model.pretrained=FILE (CLIP models: or openai), or task.random_weights=true to evaluate an untrained model"
         )
 
 

@@ -43,7 +43,7 @@ class VideoError(UserError):
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that was left out, and why; one line of `problems.jsonl`.
+    """Something that was left out or is used in part, and why; one line of `problems.jsonl`.
 
     Attributes:
         video_id: the video concerned.
@@ -51,6 +51,7 @@ class Problem:
         reason: what is wrong with it.
         kind: what it is counted as.
         part: part of the split; "" = unknown to whoever met it.
+        kept: the video is used all the same, without what could not be read.
     """
 
     video_id: str
@@ -58,6 +59,7 @@ class Problem:
     reason: str
     kind: str = "unreadable video"
     part: str = ""
+    kept: bool = False
 
 
 def append_problem(file: Path, problem: Problem) -> None:

@@ -168,7 +168,7 @@ class WordSource:
             return self.reader.read(record)
         except UserError as error:
             path = self.reader.where(record) or self.reader.expected(record)
-            self._report(Problem(record.id, path, f"read as a video without words: {error}", DAMAGED))
+            self._report(Problem(record.id, path, f"read as a video without words: {error}", DAMAGED, kept=True))
             return None
 
     def _format(self, document: OcrDocument) -> OcrWords:
@@ -190,7 +190,7 @@ class WordSource:
                 shape = self.frames.shape(record)
             except VideoError as error:
                 reason = f"the positions of its words are zero, as its size is unknown: {error.reason}"
-                self._report(Problem(record.id, str(record.path), reason, NO_SHAPE))
+                self._report(Problem(record.id, str(record.path), reason, NO_SHAPE, kept=True))
                 return np.zeros_like(positions_W12)
         local_W12 = positions_W12.copy()
         local_W12[:, :2] -= shape.start

@@ -23,7 +23,7 @@ RANK_COLUMNS = (
 
 
 class ProblemFacts(Protocol):
-    """A video or caption that could not be used."""
+    """A video or caption that could not be used, or not all of it."""
 
     @property
     def video_id(self) -> str: ...
@@ -35,6 +35,8 @@ class ProblemFacts(Protocol):
     def kind(self) -> str: ...
     @property
     def part(self) -> str: ...
+    @property
+    def kept(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,16 @@ def metrics_json(result: RetrievalResult, facts: ReportFacts) -> dict[str, objec
         "videos_without_caption": len(result.video_ids) - len(result.v2t_ids),
         "by_part": excluded_counts(facts.problems),
     }
-    return content
+    kept = _counts([problem for problem in facts.problems if problem.kept])
+    return content | ({"kept": {"by_part": kept}} if kept else {})
 
 
 def excluded_counts(problems: Sequence[ProblemFacts]) -> dict[str, dict[str, int]]:
     """Part -> what was left out -> how many."""
+    return _counts([problem for problem in problems if not problem.kept])
+
+
+def _counts(problems: Sequence[ProblemFacts]) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
     for problem in problems:
         of_part = counts.setdefault(problem.part or "unknown", {})

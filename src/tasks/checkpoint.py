@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from rich.text import Text
 from safetensors import SafetensorError
 
 from src.errors import UserError
@@ -87,8 +88,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = Text.from_ansi(str(error)).plain.splitlines()[0][:120]  # torch writes some words bold
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0][:120]}), expected a file written by "
+            f"{path} cannot be read as a checkpoint ({reason}), expected a file written by "
             f"task=fit; convert a foreign one with: python -m src.run task=convert task.source={path}"
         ) from error
     if not isinstance(content, Mapping) or "state_dict" not in content:

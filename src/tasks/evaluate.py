@@ -32,7 +32,7 @@ def run(cfg: DictConfig) -> float | None:
     if cfg.ckpt_path is None and pretrained is None and not cfg.task.random_weights:
         raise UserError(
             "task=evaluate found neither ckpt_path= nor model.pretrained=, expected weights to evaluate; "
-            "type ckpt_path=runs/fit/…/checkpoints/best.ckpt, model.pretrained=openai for zero-shot, "
+            "type ckpt_path=runs/fit/…/checkpoints/best.ckpt, model.pretrained=FILE (CLIP models: or openai), "
             "or task.random_weights=true to evaluate an untrained model on purpose"
         )
     # Data before weights: what is missing shows before anything large is fetched.

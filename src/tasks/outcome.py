@@ -21,7 +21,6 @@ from src.batch import TextEmbedding, VideoEmbedding
 from src.callbacks import History
 from src.data.datamodule import RetrievalDataModule
 from src.data.splits import SplitPart
-from src.data.words import DAMAGED, NO_SHAPE
 from src.metrics.domains import domain_report
 from src.metrics.order import better
 from src.metrics.retrieval import RetrievalResult
@@ -144,7 +143,7 @@ class ResultWriter(Callback):
 def print_problems(problems: Sequence[ProblemFacts]) -> None:
     """What was left out, or is used without its words, shortened."""
     for problem in problems[:SHOWN_PROBLEMS]:
-        fate = "kept" if problem.kind in (DAMAGED, NO_SHAPE) else "excluded"
+        fate = "kept" if problem.kept else "excluded"
         sys.stdout.write(f"{fate}: {problem.kind} {problem.video_id} ({problem.part}): {problem.reason}\n")
     if len(problems) > SHOWN_PROBLEMS:
         sys.stdout.write(f"excluded: {len(problems) - SHOWN_PROBLEMS} more, listed in the run folder\n")

@@ -44,6 +44,7 @@ class Broken:
     reason: str
     kind: str = "unreadable video"
     part: str = "test"
+    kept: bool = False
 
 
 def sample(captions: int = 10, videos: int = 5, seed: int = 0) -> tuple[RetrievalResult, ReportFacts]:

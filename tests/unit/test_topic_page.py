@@ -24,6 +24,7 @@ class Problem:
     reason: str = HOSTILE
     kind: str = "missing feature"
     part: str = "test"
+    kept: bool = False
 
 
 class Page(HTMLParser):

@@ -32,7 +32,7 @@ from src.errors import UserError
 from src.metrics.retrieval import evaluate_matrix
 from src.models.gradient_cache import encode_in_chunks
 from src.reports.html import page_data
-from src.reports.report import ReportFacts, VideoFacts, write_report
+from src.reports.report import ReportFacts, VideoFacts, metrics_json, write_report
 from src.tasks.outcome import print_problems
 from tests.clips import make_clip
 
@@ -562,7 +562,12 @@ def test_the_report_shows_the_best_words_beside_each_video(tmp_path: Path) -> No
 
 
 def test_a_video_whose_words_are_lost_is_not_called_excluded(capsys: pytest.CaptureFixture[str]) -> None:
-    kinds = (DAMAGED, NO_SHAPE, "unreadable video")
-    print_problems([Problem("v", "v.mp4", "why", kind, "test") for kind in kinds])
+    problems = [Problem("v", "v.json", "why", DAMAGED, "test", kept=True), Problem("w", "w.mp4", "why", part="test")]
+    print_problems(problems)
     found = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
-    assert found == ["kept", "kept", "excluded"]
+    assert found == ["kept", "excluded"]
+    result = evaluate_matrix(np.eye(3), torch.arange(3), 3)
+    content = metrics_json(result, ReportFacts({}, {}, {}, problems=problems))
+    assert content["kept"] == {"by_part": {"test": {DAMAGED: 1}}}
+    assert content["excluded"]["by_part"] == {"test": {"unreadable video": 1}}  # type: ignore[index]
+    assert "kept" not in metrics_json(result, ReportFacts({}, {}, {}, problems=problems[1:]))
