@@ -10,9 +10,12 @@ import numpy as np
 
 from src.data.toy.audio import SAMPLE_RATE_HZ
 
+# In pictures as small as these x264 plans with memory that it never wrote; its portable code does not.
+REPRODUCIBLE = {"threads": "1", "x264-params": "cpu-independent=1"}
+
 
 def write_mp4(path: Path, frames_THWC: np.ndarray, fps: int, samples: np.ndarray) -> None:
-    """Encode a clip.
+    """Encode a clip; the same frames and samples give the same bytes.
 
     Args:
         path: the file to write.
@@ -21,7 +24,7 @@ def write_mp4(path: Path, frames_THWC: np.ndarray, fps: int, samples: np.ndarray
         samples: int16 mono at `SAMPLE_RATE_HZ`.
     """
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        video = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast", "threads": "1"})
+        video = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast", **REPRODUCIBLE})
         video.height, video.width = frames_THWC.shape[1:3]
         video.pix_fmt = "yuv420p"
         audio = container.add_stream("aac", rate=SAMPLE_RATE_HZ, options={"b": "48000"})

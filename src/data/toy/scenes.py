@@ -22,7 +22,7 @@ from typing import Literal
 
 from src.errors import UserError
 
-GENERATOR_VERSION = 5
+GENERATOR_VERSION = 6
 """Raise it whenever pixels, samples, captions or files change: old folders are then ignored."""
 
 Skill = Literal["appearance", "motion", "order", "reading", "sound"]
