@@ -213,7 +213,6 @@ class RetrievalDataModule(LightningDataModule, ABC):
         self.experts.check()
         self.text_features.check()
         if self.words:
-            self.words.check()
             self.words.check(part.videos for part in self.applied.parts.values())
         _ = self.applied
 

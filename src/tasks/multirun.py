@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.config.validate import Context, check
 from src.errors import UserError
-from src.tasks.late_imports import late
 
 _PROCESS = os.getpid()
 _exit_codes: list[int] = []
@@ -86,9 +85,7 @@ def _task(cfg: DictConfig) -> Callable[[DictConfig], float | None]:
     name = f"src.tasks.{cfg.task.name}"
     if importlib.util.find_spec(name) is None:
         raise UserError(f"task={cfg.task.name} is not built in this version; see --help")
-    # Where SciPy is installed, torchmetrics loads it to mend a function for others: a quarter of the time of a start.
-    with late("scipy.signal", hamming=None):
-        run: Callable[[DictConfig], float | None] = importlib.import_module(name).run
+    run: Callable[[DictConfig], float | None] = importlib.import_module(name).run
     return run
 
 
